@@ -1,0 +1,26 @@
+"""Double-Head R-CNN and its extension for detectron2 (https://arxiv.org/abs/1904.06493).
+
+Importing the package registers its modules in detectron2's registries and its data sets in
+detectron2's catalogs.
+"""
+
+from doublehead_d2.environment import require_detectron2, running_doctor
+
+__version__ = "0.1.0"
+
+# The doctor alone must be able to speak where detectron2 is missing or broken.
+if not running_doctor():
+    require_detectron2()
+
+    from doublehead_d2 import data, inference, model_zoo
+    from doublehead_d2.config import add_doublehead_config
+    from doublehead_d2.modeling import DoubleHeadConvHead, DoubleHeadROIHeads
+
+    __all__ = [
+        "DoubleHeadConvHead",
+        "DoubleHeadROIHeads",
+        "add_doublehead_config",
+        "data",
+        "inference",
+        "model_zoo",
+    ]

@@ -1,0 +1,179 @@
+"""Config keys of the Double-Head systems and the one place that checks them.
+
+Symbols are those of the paper (https://arxiv.org/abs/1904.06493): ω weighs a head (Eq. 1), λ
+divides a head's loss between the task it is focused on and the other one (Eqs. 2 and 3).
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
+
+BLOCKS = ("residual", "bottleneck", "nonlocal")
+SCORE_FUSIONS = ("cls_head", "reg_head", "complementary", "average", "max")
+BOX_SOURCES = ("reg_head", "cls_head")
+NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+
+_KEY = "MODEL.ROI_DOUBLE_HEAD"
+
+logger = logging.getLogger(__name__)
+
+
+def add_doublehead_config(cfg: CfgNode) -> None:
+    """Add the keys of this package, with the defaults of plain Double-Head, to `cfg` in place.
+
+    `MODEL.ROI_BOX_HEAD` keeps detectron2's meaning (pooler, box coder, box loss, fc-head) and
+    describes the head focused on classification; its NAME is the type of that head.
+    """
+    cfg.MODEL.ROI_DOUBLE_HEAD = node = CfgNode()
+
+    # The head focused on classification: the paper's fc-head. Its type is ROI_BOX_HEAD.NAME.
+    node.CLS_HEAD = CfgNode()
+    # ω^fc of Eq. 1, > 0
+    node.CLS_HEAD.LOSS_WEIGHT = 2.0
+    # λ^fc of Eq. 2, in [0, 1]: weight of its classification loss; 1 - λ weighs its box loss.
+    # 0.7 in Double-Head-Ext. A predictor whose weight is 0 is not built.
+    node.CLS_HEAD.LAMBDA = 1.0
+    # Factor by which a RoI is enlarged about its centre before pooling, > 0. The FPN level is
+    # that of the original RoI; the enlarged one is not clipped to the image.
+    node.CLS_HEAD.ROI_SCALE = 1.0
+
+    # The head focused on regression: the paper's conv-head.
+    node.REG_HEAD = CfgNode()
+    # Type of the head, any name of ROI_BOX_HEAD_REGISTRY
+    node.REG_HEAD.NAME = "DoubleHeadConvHead"
+    # ω^conv of Eq. 1, > 0
+    node.REG_HEAD.LOSS_WEIGHT = 2.5
+    # λ^conv of Eq. 3, in [0, 1]: weight of its box loss; 1 - λ weighs its classification loss.
+    # 0.8 in Double-Head-Ext.
+    node.REG_HEAD.LAMBDA = 1.0
+    # As CLS_HEAD.ROI_SCALE. 1.3 is not in the paper but in both published implementations.
+    node.REG_HEAD.ROI_SCALE = 1.3
+
+    # DoubleHeadConvHead, wherever it is used
+    node.CONV_HEAD = CfgNode()
+    # Blocks in order (Fig. 5): "residual" first and only there, then "bottleneck" and "nonlocal".
+    # The default is the paper's K = 5 with non-local blocks.
+    node.CONV_HEAD.BLOCKS = ["residual", "nonlocal", "bottleneck", "nonlocal", "bottleneck"]
+    # Output channels of every block
+    node.CONV_HEAD.DIM = 1024
+    # Inner channels of the bottleneck blocks
+    node.CONV_HEAD.BOTTLENECK_DIM = 256
+    # Inner channels of the non-local blocks, and the groups that attend separately
+    node.CONV_HEAD.NONLOCAL_DIM = 512
+    node.CONV_HEAD.NONLOCAL_GROUPS = 4
+    # Normalisation of the convolutions (the paper: BN trained with batch statistics)
+    node.CONV_HEAD.NORM = "BN"
+
+    # Class scores of a detection: one head's, or both fused (Eq. 4 is "complementary")
+    node.SCORE_FUSION = "cls_head"
+    # The head whose boxes are used
+    node.BOX_SOURCE = "reg_head"
+
+    # Names of the classes in the order of their indices. Training fills it in from the metadata
+    # of its data set, so that a saved config carries the names to where the data set is not.
+    cfg.DATASETS.CLASS_NAMES = []
+
+
+def fall_back_to_cpu(cfg: CfgNode) -> None:
+    """Where `cfg` asks for CUDA and there is none, set MODEL.DEVICE to the CPU and say so."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning(
+            "MODEL.DEVICE is '%s', but CUDA is not available: using the CPU.", cfg.MODEL.DEVICE
+        )
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def check_doublehead_config(cfg: CfgNode) -> None:
+    """Refuse settings under which `DoubleHeadROIHeads` cannot be built or would mean nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    node = cfg.MODEL.ROI_DOUBLE_HEAD
+    _check_word(f"{_KEY}.SCORE_FUSION", node.SCORE_FUSION, SCORE_FUSIONS)
+    _check_word(f"{_KEY}.BOX_SOURCE", node.BOX_SOURCE, BOX_SOURCES)
+    for name, head in (("CLS_HEAD", node.CLS_HEAD), ("REG_HEAD", node.REG_HEAD)):
+        if not 0.0 <= head.LAMBDA <= 1.0:
+            raise ValueError(f"{_KEY}.{name}.LAMBDA is {head.LAMBDA}; allowed: 0 to 1")
+        _check_positive(f"{_KEY}.{name}.LOSS_WEIGHT", head.LOSS_WEIGHT)
+        _check_positive(f"{_KEY}.{name}.ROI_SCALE", head.ROI_SCALE)
+    box_head = cfg.MODEL.ROI_BOX_HEAD
+    # A weight of 0 would leave built predictors without a gradient.
+    _check_positive("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", box_head.BBOX_REG_LOSS_WEIGHT)
+    _check_predictors(node)
+
+    types = tuple(name for name, _ in ROI_BOX_HEAD_REGISTRY)
+    _check_word("MODEL.ROI_BOX_HEAD.NAME", box_head.NAME, types)
+    _check_word(f"{_KEY}.REG_HEAD.NAME", node.REG_HEAD.NAME, types)
+
+
+def check_conv_head_config(cfg: CfgNode) -> None:
+    """Refuse settings of `MODEL.ROI_DOUBLE_HEAD.CONV_HEAD` that describe no conv-head.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    node, key = cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD, f"{_KEY}.CONV_HEAD"
+    blocks = list(node.BLOCKS)
+    for word in blocks:
+        _check_word(f"{key}.BLOCKS", word, BLOCKS)
+    if blocks[:1] != ["residual"] or "residual" in blocks[1:]:
+        raise ValueError(
+            f"{key}.BLOCKS is {blocks}; 'residual' must be its first block and stand only there, "
+            "since it is the block that raises the number of channels"
+        )
+    _check_word(f"{key}.NORM", node.NORM, NORMS)
+    for name in ("DIM", "BOTTLENECK_DIM", "NONLOCAL_DIM", "NONLOCAL_GROUPS"):
+        _check_positive(f"{key}.{name}", node[name])
+    if node.NONLOCAL_DIM % node.NONLOCAL_GROUPS:
+        raise ValueError(
+            f"{key}.NONLOCAL_GROUPS is {node.NONLOCAL_GROUPS}; allowed: a divisor of "
+            f"{key}.NONLOCAL_DIM, which is {node.NONLOCAL_DIM}"
+        )
+    if node.NORM == "GN":
+        for name in ("DIM", "BOTTLENECK_DIM"):
+            if node[name] % 32:
+                raise ValueError(
+                    f"{key}.{name} is {node[name]}; {key}.NORM 'GN' has 32 groups, "
+                    "allowed: a multiple of 32"
+                )
+
+
+def _check_predictors(node: CfgNode) -> None:
+    """Scores and boxes must come from predictors that λ has not switched off."""
+    cls_lambda, reg_lambda = node.CLS_HEAD.LAMBDA, node.REG_HEAD.LAMBDA
+    scores = {"cls_head": cls_lambda > 0, "reg_head": reg_lambda < 1}
+    boxes = {"cls_head": cls_lambda < 1, "reg_head": reg_lambda > 0}
+    wanted = [node.SCORE_FUSION] if node.SCORE_FUSION in scores else list(scores)
+    for head in wanted:
+        if not scores[head]:
+            allowed = [w for w in SCORE_FUSIONS if scores.get(w, all(scores.values()))]
+            raise _switched_off(node, "SCORE_FUSION", head, "class scores", allowed)
+    if not boxes[node.BOX_SOURCE]:
+        allowed = [w for w in BOX_SOURCES if boxes[w]]
+        raise _switched_off(node, "BOX_SOURCE", node.BOX_SOURCE, "boxes", allowed)
+
+
+def _switched_off(
+    node: CfgNode, key: str, head: str, what: str, allowed: Sequence[str]
+) -> ValueError:
+    head_key = head.upper()
+    return ValueError(
+        f"{_KEY}.{key} '{node[key]}' needs the {what} of {head_key}, which "
+        f"{_KEY}.{head_key}.LAMBDA {node[head_key].LAMBDA} switches off; change that LAMBDA, "
+        f"or set {key} to one of {list(allowed)}"
+    )
+
+
+def _check_word(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key} is '{value}'; allowed: {', '.join(map(repr, allowed))}")
+
+
+def _check_positive(key: str, value: float) -> None:
+    # `not >` so that NaN is refused, too
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{key} is {value}; allowed: a number above 0")

@@ -1,0 +1,8 @@
+"""Data sets: the built-in shapes, registered on import, and the check that files are there."""
+
+from doublehead_d2.data.builtin import register_shapes
+from doublehead_d2.data.check import check_datasets
+from doublehead_d2.data.layouts import write_shapes
+from doublehead_d2.data.shapes import SHAPES_CLASSES
+
+__all__ = ["SHAPES_CLASSES", "check_datasets", "register_shapes", "write_shapes"]

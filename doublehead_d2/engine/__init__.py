@@ -1,0 +1,10 @@
+"""Launching, setting up and running training and evaluation."""
+
+from detectron2.engine import default_argument_parser as argument_parser
+
+from doublehead_d2.engine.launch import launch
+from doublehead_d2.engine.setup import setup
+from doublehead_d2.engine.train import main
+from doublehead_d2.engine.trainer import Trainer
+
+__all__ = ["Trainer", "argument_parser", "launch", "main", "setup"]

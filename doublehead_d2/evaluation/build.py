@@ -1,0 +1,46 @@
+"""Choose the evaluator that the metadata of a data set asks for."""
+
+import os
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+EVALUATOR_TYPES = ("coco", "pascal_voc")
+
+
+def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """Build the evaluator of a registered data set. Every process must call it.
+
+    Args:
+        dataset_name: name in detectron2's catalogs; its metadata `evaluator_type` decides.
+        output_folder: where the evaluator writes its files.
+
+    Raises:
+        ValueError: the metadata names no evaluator, or one that is not known here.
+    """
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset_name)
+    if evaluator_type == "coco":
+        _drop_converted_annotations(dataset_name, output_folder)
+        return COCOEvaluator(dataset_name, output_dir=output_folder)
+    raise ValueError(
+        f"data set '{dataset_name}' has evaluator_type {evaluator_type!r}; "
+        f"allowed: {', '.join(map(repr, EVALUATOR_TYPES))}. Set it with "
+        f"MetadataCatalog.get('{dataset_name}').evaluator_type = ..."
+    )
+
+
+def _drop_converted_annotations(dataset_name: str, output_folder: str) -> None:
+    """Remove what an earlier run converted from a data set that is not in COCO format.
+
+    COCOEvaluator keeps the conversion under the data set's name and never looks whether the data
+    is still the same: a changed data set would silently be scored against its old boxes.
+    """
+    if MetadataCatalog.get(dataset_name).get("json_file") is None and comm.is_main_process():
+        converted = os.path.join(output_folder, f"{dataset_name}_coco_format.json")
+        if PathManager.isfile(converted):
+            PathManager.rm(converted)
+    comm.synchronize()

@@ -1,0 +1,129 @@
+"""The configs of this package by name, as `detectron2.model_zoo` serves detectron2's."""
+
+import difflib
+import logging
+import os
+from importlib import resources
+from pathlib import Path
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from torch import nn
+
+from doublehead_d2.config import add_doublehead_config, fall_back_to_cpu
+
+logger = logging.getLogger(__name__)
+
+
+def list_configs() -> list[str]:
+    """Names of all configs of the zoo, sorted, e.g. "COCO-Detection/<name>.yaml"."""
+    root = Path(_config_root())
+    return sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.yaml"))
+
+
+def get_config_file(name: str) -> str:
+    """Path of a config of the zoo.
+
+    Args:
+        name: relative to `configs/`, e.g. "COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml".
+
+    Raises:
+        ValueError: there is no such config; names the nearest, or all.
+    """
+    path = os.path.join(_config_root(), name)
+    if not os.path.isfile(path):
+        names = list_configs()
+        near = difflib.get_close_matches(name, names, n=3) or names
+        raise ValueError(f"no config file '{name}', here or in the zoo; try: {', '.join(near)}")
+    return path
+
+
+def get_config(name_or_path: str, trained: bool = False) -> CfgNode:
+    """A config of the zoo, or one from a file such as the config.yaml that training leaves.
+
+    Class names that the config carries (DATASETS.CLASS_NAMES) are registered as metadata of its
+    data sets where these are not known, so that predictions are drawn with names. A relative
+    MODEL.WEIGHTS that is not found from here is looked for beside the file.
+
+    Args:
+        name_or_path: name in the zoo, or path of a YAML file.
+        trained: for a name, set MODEL.WEIGHTS to published weights; for a file, insist that it
+            names weights.
+
+    Raises:
+        ValueError: no such config, or `trained` and there are no such weights.
+    """
+    is_file = os.path.isfile(name_or_path)
+    path = name_or_path if is_file else get_config_file(name_or_path)
+    cfg = get_cfg()
+    add_doublehead_config(cfg)
+    cfg.merge_from_file(path)
+    if is_file:
+        _find_weights_beside(cfg, path)
+    if trained and not (is_file and cfg.MODEL.WEIGHTS):
+        raise ValueError(f"'{name_or_path}' has no published weights; pass your own as `weights`")
+    _register_class_names(cfg)
+    fall_back_to_cpu(cfg)
+    return cfg
+
+
+def get(
+    name: str, weights: str | None = None, device: str | None = None, trained: bool = False
+) -> nn.Module:
+    """A model of the zoo, in training mode as from detectron2's zoo.
+
+    Args:
+        name: name in the zoo, or path of a YAML file.
+        weights: checkpoint to load: a path, URL or other name that detectron2's checkpointer takes;
+            "published" as `trained`; None loads nothing.
+        device: overrides MODEL.DEVICE.
+        trained: same as weights="published".
+
+    Raises:
+        ValueError: no such config, or no published weights.
+    """
+    trained = trained or weights == "published"
+    cfg = get_config(name, trained=trained)
+    if device is not None:
+        cfg.MODEL.DEVICE = device
+    model = build_model(cfg)
+    if trained:
+        weights = cfg.MODEL.WEIGHTS
+    if weights:
+        DetectionCheckpointer(model).load(weights)
+    return model
+
+
+def _config_root() -> str:
+    return str(resources.files("doublehead_d2") / "configs")
+
+
+def _find_weights_beside(cfg: CfgNode, path: str) -> None:
+    """Let an output folder that was moved, or is used from elsewhere, find its own weights."""
+    weights = cfg.MODEL.WEIGHTS
+    if "://" in weights or os.path.isabs(weights) or os.path.isfile(weights):
+        return
+    beside = os.path.join(os.path.dirname(os.path.abspath(path)), os.path.basename(weights))
+    if os.path.isfile(beside):
+        cfg.MODEL.WEIGHTS = beside
+
+
+def _register_class_names(cfg: CfgNode) -> None:
+    class_names = list(cfg.DATASETS.CLASS_NAMES)
+    if not class_names:
+        return
+    for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        metadata = MetadataCatalog.get(dataset)
+        known = metadata.get("thing_classes")
+        if known is None:
+            metadata.thing_classes = class_names
+        elif list(known) != class_names:
+            logger.warning(
+                "Data set '%s' is registered with classes %s, the config carries %s; "
+                "pictures will show the former.",
+                dataset,
+                list(known),
+                class_names,
+            )

@@ -1,0 +1,241 @@
+"""Double-Head R-CNN and Double-Head-Ext (https://arxiv.org/abs/1904.06493) as RoI heads.
+
+Shape legend: N images; R RoIs of all images, Ri of image i; K foreground classes; C channels.
+Boxes are XYXY in absolute coordinates of the (padded) network input.
+"""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import Tensor, nn
+
+from doublehead_d2.config import check_doublehead_config
+from doublehead_d2.modeling.output_layers import (
+    DoubleHeadPredictions,
+    HeadOutputLayers,
+    HeadPredictions,
+    build_cls_output_layers,
+    build_reg_output_layers,
+    fuse_scores,
+)
+
+
+class EnlargedBoxes(Boxes):
+    """Boxes enlarged about their centres that keep the area of the originals, unclipped.
+
+    `ROIPooler` chooses a box's FPN level from `area()` and pools at its coordinates. Both published
+    implementations choose the level of the original box and pool the enlarged one; giving the
+    pooler plain enlarged boxes would move log2(1.3) = 38 % of the RoIs one level up.
+    """
+
+    def __init__(self, boxes: Boxes, scale: float) -> None:
+        """
+        Args:
+            boxes: the original boxes.
+            scale: factor on width and height, > 0.
+        """
+        centers = boxes.get_centers()
+        half_sizes = (boxes.tensor[:, 2:] - boxes.tensor[:, :2]) * (scale / 2)
+        super().__init__(torch.cat([centers - half_sizes, centers + half_sizes], dim=1))
+        self._original_area = boxes.area()
+
+    def area(self) -> Tensor:
+        """Areas of the original boxes, shape R."""
+        return self._original_area
+
+
+@ROI_HEADS_REGISTRY.register()
+class DoubleHeadROIHeads(StandardROIHeads):
+    """Two box heads on the same RoIs: one focused on classification, one on regression.
+
+    `box_head` and `box_predictor` belong to the classification head, so that the weights of a stock
+    Faster R-CNN fill it; `reg_head` and `reg_predictor` to the regression head. Mask and keypoint
+    heads are those of `StandardROIHeads`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        box_predictor: HeadOutputLayers,
+        reg_head: nn.Module,
+        reg_predictor: HeadOutputLayers,
+        cls_roi_scale: float = 1.0,
+        reg_roi_scale: float = 1.3,
+        score_fusion: str = "cls_head",
+        box_source: str = "reg_head",
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            box_predictor: output layers of the classification head. Test thresholds are read here.
+            reg_head: the head focused on regression, RoI features to feature vectors.
+            reg_predictor: output layers of the regression head.
+            cls_roi_scale: enlargement of the RoIs that the classification head pools.
+            reg_roi_scale: enlargement of the RoIs that the regression head pools.
+            score_fusion: where class scores come from, one of `config.SCORE_FUSIONS`.
+            box_source: where boxes come from, one of `config.BOX_SOURCES`.
+            kwargs: as `StandardROIHeads`; `box_head` is the head focused on classification.
+        """
+        super().__init__(box_predictor=box_predictor, **kwargs)
+        self.reg_head = reg_head
+        self.reg_predictor = reg_predictor
+        self.cls_roi_scale = cls_roi_scale
+        self.reg_roi_scale = reg_roi_scale
+        self.score_fusion = score_fusion
+        self.box_source = box_source
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Read the config; raises ValueError where `MODEL.ROI_DOUBLE_HEAD` is invalid."""
+        check_doublehead_config(cfg)
+        node = cfg.MODEL.ROI_DOUBLE_HEAD
+        ret = super().from_config(cfg, input_shape)
+        ret["cls_roi_scale"] = node.CLS_HEAD.ROI_SCALE
+        ret["reg_roi_scale"] = node.REG_HEAD.ROI_SCALE
+        ret["score_fusion"] = node.SCORE_FUSION
+        ret["box_source"] = node.BOX_SOURCE
+        return ret
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        ret = super()._init_box_head(cfg, input_shape)
+        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        channels = input_shape[ret["box_in_features"][0]].channels
+        pooled_shape = ShapeSpec(channels=channels, height=resolution, width=resolution)
+        reg_head_type = ROI_BOX_HEAD_REGISTRY.get(cfg.MODEL.ROI_DOUBLE_HEAD.REG_HEAD.NAME)
+        reg_head = reg_head_type(cfg, pooled_shape)
+        ret["box_predictor"] = build_cls_output_layers(cfg, ret["box_head"].output_shape)
+        ret["reg_head"] = reg_head
+        ret["reg_predictor"] = build_reg_output_layers(cfg, reg_head.output_shape)
+        return ret
+
+    def predict(self, features: dict[str, Tensor], boxes: list[Boxes]) -> DoubleHeadPredictions:
+        """Run both heads on the given boxes.
+
+        Args:
+            features: the backbone's feature maps by name, each N x C x H x W.
+            boxes: N elements, Ri boxes each.
+
+        Returns:
+            predictions of both heads for the R boxes, image after image.
+        """
+        # RoIAlign casts boxes to the type of the features: in half precision coordinates would be
+        # up to 0.5 px off, in bfloat16 up to 3 px.
+        maps = [features[f].float() for f in self.box_in_features]
+        cls_pooled = self._pool(maps, boxes, self.cls_roi_scale)
+        if self.reg_roi_scale == self.cls_roi_scale:
+            reg_pooled = cls_pooled
+        else:
+            reg_pooled = self._pool(maps, boxes, self.reg_roi_scale)
+        return DoubleHeadPredictions(
+            cls_head=self.box_predictor(self.box_head(cls_pooled)),
+            reg_head=self.reg_predictor(self.reg_head(reg_pooled)),
+        )
+
+    def _pool(self, maps: list[Tensor], boxes: list[Boxes], scale: float) -> Tensor:
+        """RoI features R x C x H x W of boxes enlarged by `scale`."""
+        if scale != 1.0:
+            boxes = [EnlargedBoxes(boxes_per_image, scale) for boxes_per_image in boxes]
+        return self.box_pooler(maps, boxes)
+
+    def _forward_box(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        predictions = self.predict(features, [x.proposal_boxes for x in proposals])
+        if not self.training:
+            return self.inference(predictions, proposals)[0]
+
+        losses = self.losses(predictions, proposals)
+        # The mask and keypoint heads see the boxes that inference will give them.
+        # Losses come first, because the proposals are changed in place.
+        if self.train_on_pred_boxes:
+            layers, head_predictions = self._box_source(predictions)
+            with torch.no_grad():
+                pred_boxes = layers.predict_boxes_for_gt_classes(head_predictions, proposals)
+            for proposals_per_image, boxes_per_image in zip(proposals, pred_boxes, strict=True):
+                proposals_per_image.proposal_boxes = Boxes(boxes_per_image)
+        return losses
+
+    def losses(
+        self, predictions: DoubleHeadPredictions, proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """The weighted losses of both heads; their sum is Eq. 1 without the RPN.
+
+        Args:
+            predictions: of :meth:`predict` for the boxes of `proposals`.
+            proposals: sampled RoIs with `proposal_boxes`, `gt_boxes` and `gt_classes`.
+
+        Returns:
+            "loss_cls" and "loss_box_reg" of the heads focused on them, and "loss_cls_unfocused" and
+            "loss_box_reg_unfocused" where λ leaves the other head a share. All are means over all R
+            sampled RoIs, and 0 for R = 0.
+        """
+        cls_losses = _scoped_losses("cls_head", self.box_predictor, predictions.cls_head, proposals)
+        reg_losses = _scoped_losses("reg_head", self.reg_predictor, predictions.reg_head, proposals)
+        losses = {
+            "loss_cls": cls_losses.get("loss_cls"),
+            "loss_box_reg": reg_losses.get("loss_box_reg"),
+            "loss_cls_unfocused": reg_losses.get("loss_cls"),
+            "loss_box_reg_unfocused": cls_losses.get("loss_box_reg"),
+        }
+        return {name: loss for name, loss in losses.items() if loss is not None}
+
+    def inference(
+        self, predictions: DoubleHeadPredictions, proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """Detections from fused scores (Section 4.2) and the boxes of one head.
+
+        Args:
+            predictions: of :meth:`predict` for the boxes of `proposals`.
+            proposals: N elements with `proposal_boxes`.
+
+        Returns:
+            detections with `pred_boxes`, `scores` and `pred_classes`, and for each image the
+            indices of its proposals that they come from, as `fast_rcnn_inference` gives them.
+        """
+        layers, head_predictions = self._box_source(predictions)
+        cls_probs = self.box_predictor.predict_probs(predictions.cls_head, proposals)
+        reg_probs = self.reg_predictor.predict_probs(predictions.reg_head, proposals)
+        return fast_rcnn_inference(
+            layers.predict_boxes(head_predictions, proposals),
+            [
+                fuse_scores(cls_probs_per_image, reg_probs_per_image, self.score_fusion)
+                for cls_probs_per_image, reg_probs_per_image in zip(
+                    cls_probs, reg_probs, strict=True
+                )
+            ],
+            [x.image_size for x in proposals],
+            self.box_predictor.test_score_thresh,
+            self.box_predictor.test_nms_thresh,
+            self.box_predictor.test_topk_per_image,
+        )
+
+    def _box_source(
+        self, predictions: DoubleHeadPredictions
+    ) -> tuple[HeadOutputLayers, HeadPredictions]:
+        """Output layers and predictions of the head whose boxes are used."""
+        if self.box_source == "cls_head":
+            return self.box_predictor, predictions.cls_head
+        return self.reg_predictor, predictions.reg_head
+
+
+def _scoped_losses(
+    scope: str, layers: HeadOutputLayers, predictions: HeadPredictions, proposals: list[Instances]
+) -> dict[str, Tensor]:
+    """Losses of one head, its accuracies logged as `<scope>/fast_rcnn/*`.
+
+    Unscoped, the accuracies of one head would overwrite the other's.
+    """
+    if layers.classifies:
+        with get_event_storage().name_scope(scope):
+            return layers.losses(predictions, proposals)
+    with EventStorage():  # a head without a classifier has no accuracy worth logging
+        return layers.losses(predictions, proposals)

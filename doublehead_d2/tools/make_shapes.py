@@ -1,0 +1,51 @@
+"""Writes the built-in shapes data set: python -m doublehead_d2.tools.make_shapes"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from doublehead_d2.data.builtin import shapes_root
+from doublehead_d2.data.layouts import write_shapes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the data set and says where; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m doublehead_d2.tools.make_shapes",
+        description="Writes the built-in shapes data set in COCO's and in Pascal VOC's layout.",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        default=shapes_root(),
+        help="folder to make (default: $DETECTRON2_DATASETS/shapes, here %(default)s)",
+    )
+    parser.add_argument("--num-train", type=int, default=2000, metavar="N", help="default 2000")
+    parser.add_argument("--num-val", type=int, default=400, metavar="N", help="default 400")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    parser.add_argument(
+        "--force", action="store_true", help="replace a shapes data set that is there"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        written = write_shapes(
+            args.output,
+            num_train=args.num_train,
+            num_val=args.num_val,
+            seed=args.seed,
+            force=args.force,
+        )
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    root = Path(args.output).expanduser().resolve()
+    counts = f"{args.num_train} training and {args.num_val} validation images"
+    print(f"Wrote {counts} to {root}." if written else f"{counts} are already there: {root}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

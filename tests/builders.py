@@ -1,0 +1,91 @@
+"""Small models and inputs that several test files build."""
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_roi_heads
+from detectron2.structures import Boxes, ImageList, Instances
+
+from doublehead_d2 import add_doublehead_config, model_zoo
+from doublehead_d2.modeling import DoubleHeadROIHeads
+
+IMAGE_SIZE = (64, 64)
+STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+EXT = [
+    "MODEL.ROI_DOUBLE_HEAD.CLS_HEAD.LAMBDA",
+    0.7,
+    "MODEL.ROI_DOUBLE_HEAD.REG_HEAD.LAMBDA",
+    0.8,
+    "MODEL.ROI_DOUBLE_HEAD.SCORE_FUSION",
+    "complementary",
+]
+
+
+def default_cfg(*opts: object) -> CfgNode:
+    """detectron2's defaults with our keys, changed by `opts`."""
+    cfg = get_cfg()
+    add_doublehead_config(cfg)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def small_cfg(*opts: object) -> CfgNode:
+    """The Base config with heads of the reference arrays' size and 5 classes."""
+    cfg = model_zoo.get_config("COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    node = cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD
+    node.DIM, node.BOTTLENECK_DIM, node.NONLOCAL_DIM = 32, 8, 16
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def small_heads(*opts: object, channels: int = 8, seed: int = 0) -> DoubleHeadROIHeads:
+    """RoI heads of `small_cfg`, built after seeding torch."""
+    torch.manual_seed(seed)
+    shapes = {name: ShapeSpec(channels=channels, stride=s) for name, s in STRIDES.items()}
+    return build_roi_heads(small_cfg(*opts), shapes)
+
+
+def random_features(num_images: int = 2, channels: int = 8, seed: int = 0) -> dict:
+    """FPN maps of 64 x 64 images."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(num_images, channels, 64 // s, 64 // s, generator=generator)
+        for name, s in STRIDES.items()
+    }
+
+
+def random_boxes(count: int, seed: int = 0) -> Boxes:
+    """Boxes of 4 to 40 pixels with their upper left corner in the image."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * 40
+    size = 4 + torch.rand(count, 2, generator=generator) * 36
+    return Boxes(torch.cat([corner, corner + size], dim=1))
+
+
+def sampled_proposals(counts: tuple = (6, 4), num_foreground: int = 2, classes: int = 5) -> list:
+    """Proposals as after sampling: the first of each image foreground, the others background."""
+    proposals = []
+    for i, count in enumerate(counts):
+        boxes = random_boxes(count, seed=i)
+        gt_classes = torch.full((count,), classes, dtype=torch.int64)
+        foreground = min(num_foreground, count)
+        gt_classes[:foreground] = torch.arange(foreground) % classes
+        proposals.append(
+            Instances(
+                IMAGE_SIZE,
+                proposal_boxes=boxes,
+                objectness_logits=torch.zeros(count),
+                gt_classes=gt_classes,
+                gt_boxes=Boxes(boxes.tensor + torch.tensor([1.0, -1.0, 2.0, 0.5])),
+            )
+        )
+    return proposals
+
+
+def image_list(num_images: int = 2) -> ImageList:
+    """Images of `IMAGE_SIZE`; RoI heads look at nothing but their number."""
+    return ImageList(torch.zeros(num_images, 3, *IMAGE_SIZE), [IMAGE_SIZE] * num_images)

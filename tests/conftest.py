@@ -1,0 +1,43 @@
+"""What the tests share: an own place for data sets, small shapes data, one trained model."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# detectron2 and this package read the place of data sets when they are imported.
+DATASETS = Path(tempfile.mkdtemp(prefix="doublehead_d2_datasets_"))
+os.environ["DETECTRON2_DATASETS"] = str(DATASETS)
+
+REPOSITORY = Path(__file__).parent.parent
+TINY_EXT = "Shapes-Detection/double_head_ext_rcnn_tiny.yaml"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_root() -> Iterator[Path]:
+    yield DATASETS
+    shutil.rmtree(DATASETS, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shapes() -> Path:
+    """The built-in data sets under their own names, with few images."""
+    from doublehead_d2.data import write_shapes
+
+    write_shapes(DATASETS / "shapes", num_train=240, num_val=40)
+    return DATASETS / "shapes"
+
+
+@pytest.fixture(scope="session")
+def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a short training of the demo's config, some 60 seconds on two cores."""
+    from doublehead_d2.engine import argument_parser, main
+
+    output = tmp_path_factory.mktemp("trained")
+    schedule = ["SOLVER.IMS_PER_BATCH", "8", "SOLVER.MAX_ITER", "160", "SOLVER.STEPS", "(120,)"]
+    command = ["--config-file", TINY_EXT, "OUTPUT_DIR", str(output), *schedule]
+    main(argument_parser().parse_args(command))
+    return output

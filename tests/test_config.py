@@ -1,0 +1,93 @@
+"""Every setting that would build a wrong model is refused with key, value and what is allowed."""
+
+import pytest
+
+from builders import default_cfg, small_heads
+from doublehead_d2.config import check_conv_head_config, check_doublehead_config, fall_back_to_cpu
+
+NODE = "MODEL.ROI_DOUBLE_HEAD"
+
+
+def test_defaults_are_plain_double_head() -> None:
+    cfg = default_cfg("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead")
+    check_doublehead_config(cfg)
+    check_conv_head_config(cfg)
+    node = cfg.MODEL.ROI_DOUBLE_HEAD
+    assert (node.CLS_HEAD.LOSS_WEIGHT, node.CLS_HEAD.LAMBDA, node.CLS_HEAD.ROI_SCALE) == (2, 1, 1)
+    assert (node.REG_HEAD.LOSS_WEIGHT, node.REG_HEAD.LAMBDA, node.REG_HEAD.ROI_SCALE) == (
+        2.5,
+        1,
+        1.3,
+    )
+    assert (node.SCORE_FUSION, node.BOX_SOURCE) == ("cls_head", "reg_head")
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        ([f"{NODE}.SCORE_FUSION", "sum"], "SCORE_FUSION is 'sum'; allowed: 'cls_head', 'reg_head'"),
+        ([f"{NODE}.BOX_SOURCE", "both"], "BOX_SOURCE is 'both'; allowed: 'reg_head', 'cls_head'"),
+        ([f"{NODE}.CLS_HEAD.LAMBDA", 1.2], "CLS_HEAD.LAMBDA is 1.2; allowed: 0 to 1"),
+        ([f"{NODE}.REG_HEAD.LAMBDA", -0.1], "REG_HEAD.LAMBDA is -0.1; allowed: 0 to 1"),
+        ([f"{NODE}.REG_HEAD.LAMBDA", float("nan")], "REG_HEAD.LAMBDA is nan; allowed: 0 to 1"),
+        ([f"{NODE}.CLS_HEAD.LOSS_WEIGHT", 0.0], "CLS_HEAD.LOSS_WEIGHT is 0.0; allowed: a number"),
+        ([f"{NODE}.REG_HEAD.ROI_SCALE", 0.0], "REG_HEAD.ROI_SCALE is 0.0; allowed: a number"),
+        (["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", 0.0], "BBOX_REG_LOSS_WEIGHT is 0.0"),
+        ([f"{NODE}.SCORE_FUSION", "complementary"], "class scores of REG_HEAD, which .* switches"),
+        ([f"{NODE}.SCORE_FUSION", "average"], "'average' needs the class scores of REG_HEAD"),
+        ([f"{NODE}.SCORE_FUSION", "max"], r"one of \['cls_head'\]"),
+        ([f"{NODE}.SCORE_FUSION", "reg_head"], "'reg_head' needs the class scores of REG_HEAD"),
+        ([f"{NODE}.BOX_SOURCE", "cls_head"], "'cls_head' needs the boxes of CLS_HEAD"),
+        ([f"{NODE}.CLS_HEAD.LAMBDA", 0.0], "'cls_head' needs the class scores of CLS_HEAD"),
+        ([f"{NODE}.REG_HEAD.LAMBDA", 0.0], "'reg_head' needs the boxes of REG_HEAD"),
+        (
+            [f"{NODE}.REG_HEAD.NAME", "ConvHead"],
+            "REG_HEAD.NAME is 'ConvHead'; .*FastRCNNConvFCHead",
+        ),
+        (["MODEL.ROI_BOX_HEAD.NAME", "Head"], "ROI_BOX_HEAD.NAME is 'Head'; .*DoubleHeadConvHead"),
+        ([f"{NODE}.CONV_HEAD.BLOCKS", ["residual", "attention"]], "BLOCKS is 'attention'; allowed"),
+        ([f"{NODE}.CONV_HEAD.BLOCKS", ["bottleneck"]], "'residual' must be its first block"),
+        ([f"{NODE}.CONV_HEAD.BLOCKS", ["residual", "residual"]], "stand only there"),
+        ([f"{NODE}.CONV_HEAD.BLOCKS", []], "'residual' must be its first block"),
+        (
+            [f"{NODE}.CONV_HEAD.NONLOCAL_GROUPS", 3],
+            "GROUPS is 3; allowed: a divisor .* which is 16",
+        ),
+        ([f"{NODE}.CONV_HEAD.NORM", "Batch"], "NORM is 'Batch'; allowed: 'BN'"),
+        ([f"{NODE}.CONV_HEAD.NORM", "GN"], "BOTTLENECK_DIM is 8; .* a multiple of 32"),
+        ([f"{NODE}.CONV_HEAD.DIM", 0], "CONV_HEAD.DIM is 0; allowed: a number above 0"),
+    ],
+)
+def test_invalid_settings_are_refused_when_the_model_is_built(opts: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_heads(*opts)
+
+
+@pytest.mark.parametrize(
+    ("opts"),
+    [
+        [f"{NODE}.CLS_HEAD.LAMBDA", 0.0, f"{NODE}.REG_HEAD.LAMBDA", 0.5]
+        + [f"{NODE}.SCORE_FUSION", "reg_head"],
+        [f"{NODE}.REG_HEAD.LAMBDA", 0.0, f"{NODE}.CLS_HEAD.LAMBDA", 0.5]
+        + [f"{NODE}.BOX_SOURCE", "cls_head"],
+    ],
+)
+def test_lambda_zero_is_allowed_where_the_other_head_does_the_task(opts: list) -> None:
+    small_heads(*opts)
+
+
+def test_fall_back_to_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    cfg = default_cfg("MODEL.DEVICE", "cuda:1")
+    fall_back_to_cpu(cfg)
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert len(caplog.records) == 1 and "cuda:1" in caplog.text
+    fall_back_to_cpu(cfg)
+    assert len(caplog.records) == 1
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    cfg = default_cfg("MODEL.DEVICE", "cuda")
+    fall_back_to_cpu(cfg)
+    assert cfg.MODEL.DEVICE == "cuda"

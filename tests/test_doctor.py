@@ -1,0 +1,186 @@
+"""The doctor, and what the package says where detectron2 is missing."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from doublehead_d2.environment import INSTALL_DETECTRON2, require_detectron2, running_doctor
+from doublehead_d2.tools.doctor import (
+    REINSTALL_DETECTRON2,
+    REINSTALL_TORCH,
+    Answer,
+    Facts,
+    Finding,
+    diagnose,
+    release,
+    split_requirement,
+    try_statements,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+# Python imports a sitecustomize from PYTHONPATH before anything else.
+HIDE_DETECTRON2 = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hide(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] == "detectron2":
+            return None
+        return super().find_spec(name, path, target)
+
+sys.meta_path = [Hide if finder is PathFinder else finder for finder in sys.meta_path]
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")
+                 or "detectron2" not in str(getattr(f, "MAPPING", ""))]
+"""
+
+
+def healthy() -> Facts:
+    return Facts(
+        versions={"torch": "2.5.1+cu121", "numpy": "2.1.0", "detectron2": "0.6"},
+        requirements=("torch>=2.0", "numpy"),
+        answers={"torch": Answer(value="12.1"), "cuda": Answer(value="a device")},
+        detectron2=Path("detectron2"),
+        compiled=True,
+        data_folder=Path("."),
+    )
+
+
+def python(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    parts = [str(path or ""), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in parts if part)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def without_detectron2(tmp_path: Path) -> Path:
+    (tmp_path / "sitecustomize.py").write_text(HIDE_DETECTRON2)
+    return tmp_path
+
+
+def test_nothing_to_say_of_a_healthy_environment() -> None:
+    assert diagnose(healthy()) == []
+
+
+def test_missing_and_old_requirements_have_commands() -> None:
+    facts = healthy()
+    facts.requirements = ("torch>=3", "iopath>=0.1.7", "numpy")
+    torch, iopath = diagnose(facts)
+    assert torch.what == "torch is 2.5.1+cu121, needed is torch>=3"
+    assert torch.command == "pip install --upgrade torch torchvision"
+    assert iopath == Finding("fail", "iopath is not installed", "pip install 'iopath>=0.1.7'")
+
+
+def test_mismatched_torchvision_hides_its_echo() -> None:
+    facts = healthy()
+    facts.versions["torchvision"] = "0.1"
+    error = "RuntimeError: operator torchvision::nms does not exist"
+    facts.answers.update({name: Answer(error) for name in ("torchvision", "detectron2.engine")})
+    (finding,) = diagnose(facts)
+    assert finding.command == REINSTALL_TORCH and error in finding.what
+
+
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        ("ImportError: cannot import name '_C'", REINSTALL_DETECTRON2),
+        ("ModuleNotFoundError: No module named 'pkg_resources'", REINSTALL_DETECTRON2),
+        ("ModuleNotFoundError: No module named 'hydra'", "pip install hydra-core"),
+        ("ModuleNotFoundError: No module named 'omegaconf'", "pip install omegaconf"),
+    ],
+)
+def test_broken_detectron2(error: str, command: str) -> None:
+    facts = healthy()
+    facts.answers["detectron2.config"] = Answer(error)
+    (finding,) = diagnose(facts)
+    assert finding.severity == "fail" and error in finding.what and finding.command == command
+
+
+def test_missing_detectron2() -> None:
+    facts = healthy()
+    facts.detectron2 = None
+    assert diagnose(facts) == [Finding("fail", "detectron2 is not installed", INSTALL_DETECTRON2)]
+
+
+def test_what_may_stay_absent_is_only_noted() -> None:
+    facts = healthy()
+    facts.compiled, facts.answers["cuda"] = False, Answer(value="")
+    facts.zoo_needs_pkg_resources, facts.has_pkg_resources = True, False
+    facts.data_folder = Path("no such folder")
+    notes = diagnose(facts)
+    assert {note.severity for note in notes} == {"note"}
+    words = ("compiled part", "pkg_resources", "CUDA", "DETECTRON2_DATASETS")
+    for note, word in zip(notes, words, strict=True):
+        assert word in note.what, f"{word} not in {note.what}"
+
+
+def test_a_crash_is_an_answer() -> None:
+    steps = {
+        "fine": "value = 'seen'; print('noise')",
+        "raises": "raise OSError('no libGL')",
+        "exits": "raise SystemExit",
+        "dies": "import os; os._exit(11)",
+        "after": "value = 'reached'",
+    }
+    assert try_statements(steps) == {
+        "fine": Answer(value="seen"),
+        "raises": Answer("OSError: no libGL"),
+        "exits": Answer("SystemExit: "),
+        "dies": Answer("Python died with code 11"),
+        "after": Answer(value="reached"),
+    }
+
+
+def test_versions_are_read() -> None:
+    assert release("0.1.5.post20221221") == (0, 1, 5) and release("of unknown version") == ()
+    assert split_requirement("torch>=2.0") == ("torch", (2, 0))
+    assert split_requirement("Pillow") == ("pillow", ())
+
+
+def test_require_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"^detectron2 is not installed: run `.*README shows\.$"):
+        require_detectron2()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["python", "-m", "doublehead_d2.tools.doctor"], True),
+        (["python", "-W", "ignore", "-m", "doublehead_d2.tools.doctor", "x"], True),
+        (["python", "-m", "doublehead_d2.tools.train_net"], False),
+        (["python", "doctor.py"], False),
+    ],
+)
+def test_running_doctor(words: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", words)
+    assert running_doctor() is expected
+
+
+@pytest.mark.slow
+def test_doctor_here() -> None:
+    result = python("-m", "doublehead_d2.tools.doctor")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name in ("Python", "torch ", "torchvision", "detectron2", "CUDA", "setuptools"):
+        assert f"\n{name}" in "\n" + result.stdout, f"no line for {name}"
+    assert result.stdout.endswith("Nothing would fail.\n") and not result.stderr
+
+
+@pytest.mark.slow
+def test_doctor_without_detectron2(without_detectron2: Path) -> None:
+    result = python("-m", "doublehead_d2.tools.doctor", path=without_detectron2)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert f"fail: detectron2 is not installed\n      {INSTALL_DETECTRON2}\n" in result.stdout
+
+
+def test_package_without_detectron2(without_detectron2: Path) -> None:
+    result = python("-c", "import doublehead_d2", path=without_detectron2)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: detectron2 is not installed: run `" + INSTALL_DETECTRON2)

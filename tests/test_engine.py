@@ -1,0 +1,317 @@
+"""Launching, setting up, training, resuming, evaluating."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import DATASETS, REPOSITORY, TINY_EXT
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+
+from doublehead_d2 import model_zoo
+from doublehead_d2.engine import Trainer, argument_parser, launch, main, setup
+
+SHORT = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "0"]
+CPU = ["MODEL.DEVICE", "cpu"]
+
+
+def args_for(*words: str) -> object:
+    return argument_parser().parse_args(list(words))
+
+
+def tiny_cfg(output: Path, *opts: object) -> CfgNode:
+    cfg = model_zoo.get_config(TINY_EXT)
+    cfg.merge_from_list([*CPU, *SHORT, *opts, "OUTPUT_DIR", str(output)])
+    return cfg
+
+
+class LossRecorder(HookBase):
+    """The losses of every iteration, averaged over processes."""
+
+    def __init__(self) -> None:
+        self.losses: list[dict[str, float]] = []
+
+    def after_step(self) -> None:
+        latest = get_event_storage().latest()
+        self.losses.append({k: v[0] for k, v in latest.items() if "loss" in k})
+
+
+# ------------------------------------------------------------------------------------- launch
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_gpus_per_machine": 0}, "--num-gpus 0 .* must be 1 or more"),
+        ({"num_gpus_per_machine": 1, "machine_rank": 1}, "--machine-rank is 1; allowed: 0 to 0"),
+        (
+            {"num_gpus_per_machine": 1, "num_machines": 2, "dist_url": "auto"},
+            "give the same tcp://host:port",
+        ),
+    ],
+)
+def test_impossible_launches_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        launch(lambda: None, **arguments)
+
+
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ValueError, match="--num-gpus is 2; this machine has 1"):
+        launch(lambda: None, 2)
+
+
+def test_one_process_runs_here() -> None:
+    seen = []
+    launch(seen.append, 1, args=("here",))
+    assert seen == ["here"]
+
+
+def report_ranks(folder: str) -> None:
+    ranks = [comm.get_rank(), comm.get_world_size(), comm.get_local_rank(), comm.get_local_size()]
+    Path(folder, f"{comm.get_rank()}.json").write_text(json.dumps(ranks))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the launch without a GPU")
+def test_two_cpu_processes(tmp_path: Path) -> None:
+    launch(report_ranks, 2, dist_url="auto", args=(str(tmp_path),))
+    reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert reports == [[0, 2, 0, 2], [1, 2, 1, 2]]
+
+
+# ------------------------------------------------------------------------------------- setup
+
+
+def test_missing_config_file() -> None:
+    with pytest.raises(ValueError, match="--config-file is missing.*double_head_ext_rcnn_tiny"):
+        setup(args_for())
+
+
+def test_unknown_config_file() -> None:
+    with pytest.raises(ValueError, match="no config file 'Shapes/tiny.yaml'.*try: "):
+        setup(args_for("--config-file", "Shapes/tiny.yaml"))
+
+
+def test_evaluating_random_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="random weights: MODEL.WEIGHTS is empty"):
+        setup(args_for("--config-file", TINY_EXT, "--eval-only"))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml", "coco/train2017"),
+        ("PascalVOC-Detection/double_head_ext_rcnn_R_50_FPN.yaml", "VOC2007"),
+    ],
+)
+def test_missing_data_set_says_what_is_expected_where(config: str, expected: str) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        setup(args_for("--config-file", config))
+    assert str(DATASETS) in str(error.value) and expected in str(error.value)
+
+
+def test_number_of_classes_must_be_that_of_the_data(shapes: Path, tmp_path: Path) -> None:
+    opts = ["MODEL.ROI_HEADS.NUM_CLASSES", "80", "OUTPUT_DIR", str(tmp_path)]
+    message = "NUM_CLASSES is 80, but data set 'shapes_train' has 3 classes: circle, rect"
+    with pytest.raises(ValueError, match=message):
+        setup(args_for("--config-file", TINY_EXT, *opts))
+
+
+def test_setup_saves_a_config_with_class_names(shapes: Path, tmp_path: Path) -> None:
+    setup(args_for("--config-file", TINY_EXT, "OUTPUT_DIR", str(tmp_path)))
+    saved = yaml.unsafe_load((tmp_path / "config.yaml").read_text())
+    assert saved["DATASETS"]["CLASS_NAMES"] == ["circle", "rectangle", "triangle"]
+
+
+# ------------------------------------------------------------------------------------- trainer
+
+
+def train(cfg: CfgNode, resume: bool = False) -> tuple[Trainer, list[dict[str, float]]]:
+    torch.manual_seed(0)
+    trainer, recorder = Trainer(cfg), LossRecorder()
+    trainer.register_hooks([recorder])
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer, recorder.losses
+
+
+def test_amp_without_cuda_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"SOLVER.AMP.ENABLED is True.*MODEL.DEVICE is 'cpu'"):
+        Trainer(tiny_cfg(tmp_path, "SOLVER.AMP.ENABLED", True))
+
+
+@pytest.mark.slow
+def test_resuming_restores_the_optimizer(shapes: Path, tmp_path: Path) -> None:
+    half = tiny_cfg(tmp_path, "SOLVER.MAX_ITER", 2)
+    before, _ = train(half)
+    resumed = Trainer(tiny_cfg(tmp_path, "SOLVER.MAX_ITER", 4))
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 2
+    momenta = [
+        [s["momentum_buffer"] for s in t._trainer.optimizer.state.values()]
+        for t in (before, resumed)
+    ]
+    assert momenta[0] and len(momenta[0]) == len(momenta[1])
+    torch.testing.assert_close(*momenta)
+    assert any(m.any() for m in momenta[1])
+
+
+def register_images_without_objects(shapes: Path) -> str:
+    name = "test_images_without_objects"
+    if name not in DatasetCatalog.list():
+        files = sorted((shapes / "coco" / "train").glob("*.jpg"))[:4]
+        size = {"height": 128, "width": 128, "annotations": []}
+        records = [{"file_name": str(f), "image_id": i, **size} for i, f in enumerate(files)]
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).thing_classes = ["circle", "rectangle", "triangle"]
+    return name
+
+
+@pytest.mark.slow
+def test_images_without_objects_train(shapes: Path, tmp_path: Path) -> None:
+    name = register_images_without_objects(shapes)
+    opts = ["DATASETS.TRAIN", (name,), "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False]
+    _, losses = train(tiny_cfg(tmp_path, *opts, "SOLVER.MAX_ITER", 2))
+    for name in ("loss_box_reg", "loss_box_reg_unfocused", "loss_rpn_loc"):
+        assert [step[name] for step in losses] == [0, 0], name
+    assert all(step["loss_cls"] > 0 for step in losses)
+
+
+@pytest.mark.slow
+def test_config_of_an_interrupted_training_keeps_its_weights(shapes: Path, tmp_path: Path) -> None:
+    class Interrupt(HookBase):
+        def after_step(self) -> None:
+            raise KeyboardInterrupt
+
+    cfg = setup(args_for("--config-file", TINY_EXT, "OUTPUT_DIR", str(tmp_path), *SHORT))
+    trainer = Trainer(cfg)
+    trainer.register_hooks([Interrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    saved = yaml.unsafe_load((tmp_path / "config.yaml").read_text())
+    assert saved["MODEL"]["WEIGHTS"] == ""
+
+
+# ------------------------------------------------------------------------------------- DDP
+
+
+def ddp_cfg(output: str, *opts: object) -> CfgNode:
+    """A training in which nothing depends on how four images are spread over processes.
+
+    Each iteration sees all four images of the data set; every anchor and every RoI is sampled, 20
+    RoIs an image; no layer normalises over images and no augmentation is random.
+    """
+    node = "MODEL.ROI_DOUBLE_HEAD.CONV_HEAD"
+    return tiny_cfg(
+        Path(output),
+        *("DATASETS.TRAIN", ("ddp_train",), "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 6),
+        *("INPUT.RANDOM_FLIP", "none", "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", ""),
+        *(f"{node}.NORM", "GN", f"{node}.BOTTLENECK_DIM", 32, "SOLVER.WARMUP_ITERS", 0),
+        *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 4092, "MODEL.RPN.POSITIVE_FRACTION", 1.0),
+        *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False),
+        *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 20, "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0),
+        *opts,
+    )
+
+
+def train_and_report(output: str) -> None:
+    from doublehead_d2.data import register_shapes
+
+    register_shapes(os.path.join(output, "data"), prefix="ddp")
+    torch.manual_seed(comm.get_rank())  # DDP must make the processes start from the same weights
+    cfg = ddp_cfg(output)
+    trainer, recorder = Trainer(cfg), LossRecorder()
+    trainer.register_hooks([recorder])
+    trainer.train()
+    if comm.is_main_process():
+        report = {
+            "losses": recorder.losses,
+            "rois": get_rois(trainer),
+            "without_gradient": [n for n, p in trainer.model.named_parameters() if p.grad is None],
+        }
+        Path(output, f"{comm.get_world_size()}.json").write_text(json.dumps(report))
+
+
+def get_rois(trainer: Trainer) -> list[float]:
+    storage = trainer.storage
+    return [
+        sum(
+            storage.history(f"roi_head/num_{kind}_samples").values()[-1][0] for kind in ("fg", "bg")
+        )
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests gloo processes without a GPU")
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    from doublehead_d2.data import write_shapes
+
+    write_shapes(tmp_path / "data", num_train=4, num_val=2)
+    reports = []
+    for processes in (1, 2):
+        # Alone in a process, too, since registering the data set must not meet other tests'.
+        command = f"from test_engine import *; launch(train_and_report, {processes}, "
+        command += f"dist_url='auto', args=({str(tmp_path)!r},))"
+        run = [sys.executable, "-c", f"if __name__ == '__main__': exec({command!r})"]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run(run, env=env, check=True, capture_output=True)
+        reports.append(json.loads((tmp_path / f"{processes}.json").read_text()))
+    assert [r["rois"] for r in reports] == [[20.0], [20.0]]
+    assert reports[1]["without_gradient"] == reports[0]["without_gradient"] == []
+    names = {n for n in reports[0]["losses"][0] if n.startswith("loss_")}
+    assert names >= {"loss_cls", "loss_box_reg", "loss_cls_unfocused", "loss_box_reg_unfocused"}
+    for one, two in zip(reports[0]["losses"], reports[1]["losses"], strict=True):
+        assert two["total_loss"] == pytest.approx(one["total_loss"], abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+def run_train_net(*words: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(REPOSITORY / "train_net.py"), *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the fall-back without a GPU")
+def test_train_net_trains_with_two_processes_and_resumes(shapes: Path, tmp_path: Path) -> None:
+    words = ["--config-file", TINY_EXT, "--num-gpus", "2", "--dist-url", "auto"]
+    result = run_train_net(*words, *SHORT, "OUTPUT_DIR", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    notices = [line for line in result.stdout.splitlines() if "using the CPU" in line]
+    assert len(notices) == 1
+    assert "World size: 2" in result.stdout
+    metrics = [json.loads(x) for x in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    assert metrics[-1]["iteration"] == 3 and "bbox/AP" in metrics[-1]
+    assert list((tmp_path / "out").glob("events.out.tfevents.*"))
+
+    longer = [*SHORT[:3], "6", *SHORT[4:]]
+    result = run_train_net(*words[:2], "--resume", *longer, "OUTPUT_DIR", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "Starting training from iteration 4" in result.stdout
+
+
+@pytest.mark.slow
+def test_both_evaluators_score_the_same_model(trained: Path) -> None:
+    results = main(
+        args_for(
+            *("--config-file", str(trained / "config.yaml"), "--eval-only"),
+            *("DATASETS.TEST", "('shapes_val', 'shapes_voc_test')"),
+            *("OUTPUT_DIR", str(trained / "evaluation")),
+        )
+    )
+    coco, voc = results["shapes_val"]["bbox"], results["shapes_voc_test"]["bbox"]
+    assert coco["AP50"] > 20
+    # 11-point interpolation and inclusive pixels move VOC's number by a few points.
+    assert voc["AP50"] == pytest.approx(coco["AP50"], abs=10)
+    assert voc["AP"] == pytest.approx(coco["AP"], abs=10)

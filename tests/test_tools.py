@@ -1,0 +1,81 @@
+"""The command line tools, on the trained model of the session."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import pytest
+
+from doublehead_d2.tools import demo, quickstart
+
+
+def test_demo_asks_for_weights(tmp_path: Path) -> None:
+    config = "Shapes-Detection/double_head_rcnn_tiny.yaml"
+    with pytest.raises(ValueError, match="names no weights; add `--opts MODEL.WEIGHTS"):
+        demo.main(["--config-file", config, "--input", "a.jpg"])
+
+
+def test_pictures_of_one_name_from_several_folders() -> None:
+    records = [{"file_name": name} for name in ("a/1.jpg", "b/1.jpg", "1.png", "2.jpg")]
+    assert demo._picture_names(records) == ["1.png", "1_2.png", "1_3.png", "2.png"]
+
+
+@pytest.mark.slow
+def test_demo_draws_images_and_describes_boxes(
+    trained: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images = sorted(str(p) for p in (shapes / "coco" / "val").glob("*.jpg"))[:3]
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("not an image")
+    output = tmp_path / "out"
+    code = demo.main(
+        ["--config-file", str(trained / "config.yaml"), "--output", str(output)]
+        + ["--batch-size", "2", "--score-threshold", "0.05"]
+        + ["--input", images[0], str(broken), *images[1:]]
+    )
+    assert code == 1
+    captured = capsys.readouterr()
+    assert f"not readable as an image: {broken}" in captured.err
+    entries = json.loads((output / "detections.json").read_text())
+    assert [e["file_name"] for e in entries] == images
+    assert all(cv2.imread(str(output / e["picture"])).shape[0] >= 384 for e in entries)
+    detections = [d for e in entries for d in e["detections"]]
+    assert detections
+    for detection in detections:
+        assert detection["class"] == ["circle", "rectangle", "triangle"][detection["class_id"]]
+        x0, y0, x1, y1 = detection["box"]
+        assert 0 <= x0 <= x1 <= 128 and 0 <= y0 <= y1 <= 128 and 0.05 <= detection["score"] <= 1
+
+
+@pytest.mark.slow
+def test_quickstart_skips_what_is_done(
+    trained: Path, shapes: Path, capsys: pytest.CaptureFixture
+) -> None:
+    # The session's data set is smaller than the tool's; what it would write is there already.
+    parameters = shapes / "shapes.json"
+    original = parameters.read_text()
+    parameters.write_text(
+        original.replace('"num_train": 240', '"num_train": 2000').replace(
+            '"num_val": 40', '"num_val": 400'
+        )
+    )
+    try:
+        assert quickstart.main(["--output", str(trained)]) == 0
+        assert quickstart.main(["--output", str(trained)]) == 0
+    finally:
+        parameters.write_text(original)
+    out = capsys.readouterr().out
+    assert out.count("not training again") == 2 and out.count("not drawing again") == 1
+    assert "box AP " in out and "tools.demo --config-file" in out
+    pictures = list((trained / "predictions").glob("*.png"))
+    assert len(pictures) == 16
+    shutil.rmtree(trained / "predictions")
+
+
+def test_final_ap_needs_an_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"iteration": 19, "total_loss": 1.0}\n')
+    with pytest.raises(ValueError, match="records no bbox/AP"):
+        quickstart.final_ap(str(tmp_path))
+    (tmp_path / "metrics.json").write_text('{"bbox/AP": 1.5}\n{"bbox/AP": 61.25}\n{"lr": 0.1}\n')
+    assert quickstart.final_ap(str(tmp_path)) == 61.25
