@@ -5,9 +5,7 @@ Nothing in Faster R-CNN, in Double-Head or in the COCO and VOC evaluation uses t
 operators, so this script takes the Python sources of 0.6 from a source archive on PyPI, makes the
 few edits below that today's libraries ask for, and installs that. An existing detectron2 is kept.
 
-    python dev/install_detectron2.py                         # download, build, install
-    python dev/install_detectron2.py --archive FILE.tar.gz   # the same from a downloaded archive
-    python dev/install_detectron2.py --wheel-dir DIR         # build the wheel only
+    python dev/install_detectron2.py [--archive FILE.tar.gz] [--wheel-dir DIR]
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 
@@ -139,23 +140,24 @@ def test_check_says_what_is_expected_where(
     assert f"no folder {tmp_path}/shapes/voc/JPEGImages.\n" in missing("absent_voc_test")
 
 
-def test_check_of_detectron2s_own_data_sets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_check_of_coco_and_voc(
+    catalogs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # detectron2 registered them when it was imported, relative to the folder of that time.
+    # As detectron2 registers its own data sets while the variable is not set.
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     monkeypatch.chdir(tmp_path)
-    if MetadataCatalog.get("voc_2007_test").dirname != "datasets/VOC2007":
-        pytest.skip("DETECTRON2_DATASETS was set when detectron2 was imported")
-    lines = missing("coco_2017_train").splitlines()
+    json_file = "datasets/coco/annotations/instances_train2017.json"
+    register_coco_instances("coco_again_train", {}, json_file, "datasets/coco/train2017")
+    register_pascal_voc("voc_again_test", "datasets/VOC2007", "test", 2007)
+    lines = missing("coco_again_train").splitlines()
     place = f"{tmp_path}/datasets"
     assert lines == [
-        "Data set 'coco_2017_train': there is no file "
+        "Data set 'coco_again_train': there is no file "
         f"{place}/coco/annotations/instances_train2017.json.",
         f"DETECTRON2_DATASETS is not set, which means ./datasets, here {place}.",
         "Expected layout: coco/annotations/instances_train2017.json and coco/train2017/.",
     ]
-    lines = missing("voc_2007_test").splitlines()
+    lines = missing("voc_again_test").splitlines()
     assert lines[0].endswith(f"{place}/VOC2007/ImageSets/Main/test.txt.")
     assert lines[2:] == ["Expected layout: VOC2007/{Annotations,ImageSets,JPEGImages}."]
 

@@ -74,6 +74,9 @@ def test_objects_are_inside_apart_and_of_the_stated_size() -> None:
         _, color = shapes.draw_background(rng, 128)
         objects = shapes.sample_shapes(rng, color, 128)
         numbers.add(len(objects))
+        # None hides another, not even an edge.
+        covered = [shapes.coverage(shape.outline, 128) > 0 for shape in objects]
+        assert np.sum(covered, axis=0).max() == 1
         for i, shape in enumerate(objects):
             x0, y0, x1, y1 = shape.box
             assert x0 >= 0 and y0 >= 0 and x1 <= 128 and y1 <= 128
@@ -144,6 +147,7 @@ def test_an_image_does_not_depend_on_how_many_there_are(data: Path, tmp_path: Pa
 def test_coco_file_is_valid(data: Path) -> None:
     for split, count in (("train", 6), ("val", 8)):
         coco = COCO(str(data / f"coco/annotations/instances_{split}.json"))
+        assert coco.dataset["info"]  # some releases of pycocotools cannot do without
         categories = coco.loadCats(sorted(coco.getCatIds()))
         assert [c["name"] for c in categories] == list(SHAPES_CLASSES)
         assert [c["id"] for c in categories] == [1, 2, 3]

@@ -77,15 +77,8 @@ def write_shapes(
         ValueError: a count or the seed is too small.
         FileExistsError: ``root`` holds something else, or the data set with other parameters.
     """
-    if min(num_train, num_val) < MIN_IMAGES:
-        # detectron2 cannot read a VOC list with a single line.
-        raise ValueError(
-            f"num_train and num_val must be at least {MIN_IMAGES}, got {num_train} and {num_val}."
-        )
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}.")
+    wanted = _parameters(num_train, num_val, seed)
     root = Path(root).expanduser().resolve()  # a link to the data set stays a link
-    wanted = {"format": FORMAT, "num_train": num_train, "num_val": num_val, "seed": seed}
     if _is_there(root, wanted, force):
         return False
 
@@ -107,6 +100,18 @@ def write_shapes(
                 raise
             return False
     return True
+
+
+def _parameters(num_train: int, num_val: int, seed: int) -> dict[str, int]:
+    """Returns the content of the parameters file."""
+    if min(num_train, num_val) < MIN_IMAGES:
+        # detectron2 cannot read a VOC list with a single line.
+        raise ValueError(
+            f"num_train and num_val must be at least {MIN_IMAGES}, got {num_train} and {num_val}."
+        )
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}.")
+    return {"format": FORMAT, "num_train": num_train, "num_val": num_val, "seed": seed}
 
 
 def _is_there(root: Path, wanted: dict[str, int], force: bool) -> bool:
@@ -210,7 +215,7 @@ def coco_dict(pictures: Sequence[Picture]) -> dict[str, Any]:
                 }
             )
     return {
-        # pycocotools copies this entry into its results and fails without it.
+        # pycocotools 2.0.10 cannot load results without this entry.
         "info": {"description": "built-in shapes data set of doublehead_d2"},
         "licenses": [],
         "images": [

@@ -51,6 +51,9 @@ class HeadOutputLayers(FastRCNNOutputLayers):
     predictor of weight 0 is not built, and its loss is not returned.
     """
 
+    cls_score: nn.Linear | ZeroPredictor
+    bbox_pred: nn.Linear | ZeroPredictor
+
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, loss_weight: dict[str, float], **kwargs: Any):
         """

@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     predictor = Predictor(cfg)
     os.makedirs(args.output, exist_ok=True)
-    detections, unreadable = [], []
+    detections: list[dict[str, Any]] = []
+    unreadable: list[str] = []
     for start in range(0, len(records), args.batch_size):
         batch = []
         for record in records[start : start + args.batch_size]:

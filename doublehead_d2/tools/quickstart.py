@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     setup_logger(name="doublehead_d2")
 
-    make_shapes.main([])
+    if make_shapes.main([]):
+        return 1
     if os.path.isfile(os.path.join(args.output, "model_final.pth")):
         print(f"{args.output}/model_final.pth is there already: not training again")
     else:
