@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import DATASETS, REPOSITORY, TINY_EXT
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, create_ddp_model
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import nn
 
+from builders import EXT, random_features, sampled_proposals, small_heads
+from conftest import DATASETS, REPOSITORY, TINY_EXT
 from doublehead_d2 import model_zoo
 from doublehead_d2.engine import Trainer, argument_parser, launch, main, setup
 
@@ -272,6 +274,39 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     assert names >= {"loss_cls", "loss_box_reg", "loss_cls_unfocused", "loss_box_reg_unfocused"}
     for one, two in zip(reports[0]["losses"], reports[1]["losses"], strict=True):
         assert two["total_loss"] == pytest.approx(one["total_loss"], abs=1e-5)
+
+
+class BoxLosses(nn.Module):
+    """The box losses as a module of its own, for DDP to wrap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = small_heads(*EXT)
+
+    def forward(self, proposals: list) -> dict[str, torch.Tensor]:
+        return self.heads._forward_box(random_features(len(proposals)), proposals)
+
+
+def report_gradients(folder: str, counts: list[tuple[int, ...]]) -> None:
+    model = create_ddp_model(BoxLosses().train(), broadcast_buffers=False, device_ids=None)
+    for _ in range(2):  # DDP complains about a missing gradient in the next iteration
+        with EventStorage():
+            losses = model(sampled_proposals(counts[comm.get_rank()]))
+        model.zero_grad()
+        sum(losses.values()).backward()
+    gradients = {name: p.grad for name, p in model.module.named_parameters()}
+    torch.save(gradients, Path(folder, f"{comm.get_rank()}.pth"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests gloo processes without a GPU")
+@pytest.mark.parametrize("counts", [[(0, 0), (6, 4)], [(0, 0), (0, 0)]])
+def test_processes_without_proposals_take_part(tmp_path: Path, counts: list) -> None:
+    launch(report_gradients, 2, dist_url="auto", args=(str(tmp_path), counts))
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
+    assert all(g is not None and g.isfinite().all() for g in first.values())
+    torch.testing.assert_close(first, second)
+    assert any(g.any() for g in first.values()) == any(map(sum, counts))
 
 
 # ------------------------------------------------------------------------------------- command line
