@@ -56,16 +56,20 @@ def get_config(name_or_path: str, trained: bool = False) -> CfgNode:
         ValueError: no such config, or `trained` and there are no such weights.
     """
     is_file = os.path.isfile(name_or_path)
-    path = name_or_path if is_file else get_config_file(name_or_path)
+    cfg = read_config(name_or_path if is_file else get_config_file(name_or_path))
+    if trained and not (is_file and cfg.MODEL.WEIGHTS):
+        raise ValueError(f"'{name_or_path}' has no published weights; pass your own as `weights`")
+    fall_back_to_cpu(cfg)
+    return cfg
+
+
+def read_config(path: str) -> CfgNode:
+    """The config of a YAML file as :func:`get_config` reads it, MODEL.DEVICE as it stands there."""
     cfg = get_cfg()
     add_doublehead_config(cfg)
     cfg.merge_from_file(path)
-    if is_file:
-        _find_weights_beside(cfg, path)
-    if trained and not (is_file and cfg.MODEL.WEIGHTS):
-        raise ValueError(f"'{name_or_path}' has no published weights; pass your own as `weights`")
+    _find_weights_beside(cfg, path)
     _register_class_names(cfg)
-    fall_back_to_cpu(cfg)
     return cfg
 
 

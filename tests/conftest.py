@@ -37,7 +37,7 @@ def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from doublehead_d2.engine import argument_parser, main
 
     output = tmp_path_factory.mktemp("trained")
-    schedule = ["SOLVER.IMS_PER_BATCH", "8", "SOLVER.MAX_ITER", "160", "SOLVER.STEPS", "(120,)"]
+    schedule = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "320", "SOLVER.WARMUP_ITERS", "30"]
     command = ["--config-file", TINY_EXT, "OUTPUT_DIR", str(output), *schedule]
     main(argument_parser().parse_args(command))
     return output

@@ -39,7 +39,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     path = args.config_file
     if not os.path.isfile(path):
         path = model_zoo.get_config_file(path)
-    cfg = model_zoo.get_config(path)
+    cfg = model_zoo.read_config(path)
     cfg.merge_from_list(args.opts or [])
     if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
         raise ValueError(
