@@ -217,10 +217,10 @@ def ddp_cfg(output: str) -> CfgNode:
     node = "MODEL.ROI_DOUBLE_HEAD.CONV_HEAD"
     return tiny_cfg(
         Path(output),
-        *("DATASETS.TRAIN", ("ddp_train",), "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 5),
+        *("DATASETS.TRAIN", ("ddp_train",), "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 4),
         *("INPUT.RANDOM_FLIP", "none", "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "GN"),
         *(f"{node}.NORM", "GN", f"{node}.BOTTLENECK_DIM", 32, "SOLVER.WARMUP_ITERS", 0),
-        *("SOLVER.BASE_LR", 1e-3, "DATASETS.TEST", ()),
+        *("SOLVER.BASE_LR", 3e-4, "DATASETS.TEST", ()),
         *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 4092, "MODEL.RPN.POSITIVE_FRACTION", 1.0),
         *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.RPN.NMS_THRESH", 1.0),
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 21, "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0),
