@@ -64,7 +64,8 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # Inner channels of the non-local blocks, and the groups that attend separately
     node.CONV_HEAD.NONLOCAL_DIM = 512
     node.CONV_HEAD.NONLOCAL_GROUPS = 4
-    # Normalisation of the convolutions (the paper: BN trained with batch statistics)
+    # Normalisation of the convolutions (the paper: BN trained with batch statistics). SyncBN and
+    # nnSyncBN need GPUs; naiveSyncBN stops where a process has no RoI, naiveSyncBN_N does not.
     node.CONV_HEAD.NORM = "BN"
 
     # Class scores of a detection: one head's, or both fused (Eq. 4 is "complementary")
@@ -110,8 +111,12 @@ def check_doublehead_config(cfg: CfgNode) -> None:
     _check_word(f"{_KEY}.REG_HEAD.NAME", node.REG_HEAD.NAME, types)
 
 
-def check_conv_head_config(cfg: CfgNode) -> None:
+def check_conv_head_config(cfg: CfgNode, in_channels: int) -> None:
     """Refuse settings of `MODEL.ROI_DOUBLE_HEAD.CONV_HEAD` that describe no conv-head.
+
+    Args:
+        cfg: a config with the keys of this package.
+        in_channels: channels of the RoI features that the head will be given.
 
     Raises:
         ValueError: names the key, its value and what is allowed.
@@ -134,11 +139,12 @@ def check_conv_head_config(cfg: CfgNode) -> None:
             f"{key}.NONLOCAL_DIM, which is {node.NONLOCAL_DIM}"
         )
     if node.NORM == "GN":
-        for name in ("DIM", "BOTTLENECK_DIM"):
-            if node[name] % 32:
+        widths = {f"{key}.{name}": node[name] for name in ("DIM", "BOTTLENECK_DIM")}
+        widths["the number of feature channels (MODEL.FPN.OUT_CHANNELS)"] = in_channels
+        for name, width in widths.items():
+            if width % 32:
                 raise ValueError(
-                    f"{key}.{name} is {node[name]}; {key}.NORM 'GN' has 32 groups, "
-                    "allowed: a multiple of 32"
+                    f"{name} is {width}; {key}.NORM 'GN' has 32 groups, allowed: a multiple of 32"
                 )
 
 

@@ -11,7 +11,7 @@ NODE = "MODEL.ROI_DOUBLE_HEAD"
 def test_defaults_are_plain_double_head() -> None:
     cfg = default_cfg("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead")
     check_doublehead_config(cfg)
-    check_conv_head_config(cfg)
+    check_conv_head_config(cfg, in_channels=256)
     node = cfg.MODEL.ROI_DOUBLE_HEAD
     assert (node.CLS_HEAD.LOSS_WEIGHT, node.CLS_HEAD.LAMBDA, node.CLS_HEAD.ROI_SCALE) == (2, 1, 1)
     assert (node.REG_HEAD.LOSS_WEIGHT, node.REG_HEAD.LAMBDA, node.REG_HEAD.ROI_SCALE) == (
@@ -55,6 +55,10 @@ def test_defaults_are_plain_double_head() -> None:
         ),
         ([f"{NODE}.CONV_HEAD.NORM", "Batch"], "NORM is 'Batch'; allowed: 'BN'"),
         ([f"{NODE}.CONV_HEAD.NORM", "GN"], "BOTTLENECK_DIM is 8; .* a multiple of 32"),
+        (
+            [f"{NODE}.CONV_HEAD.NORM", "GN", f"{NODE}.CONV_HEAD.BOTTLENECK_DIM", 32],
+            r"channels \(MODEL.FPN.OUT_CHANNELS\) is 8; .* a multiple of 32",
+        ),
         ([f"{NODE}.CONV_HEAD.DIM", 0], "CONV_HEAD.DIM is 0; allowed: a number above 0"),
     ],
 )

@@ -109,6 +109,12 @@ def test_evaluating_random_weights_is_refused() -> None:
         setup(args_for("--config-file", TINY_EXT, "--eval-only"))
 
 
+def test_evaluating_on_nothing_is_refused() -> None:
+    opts = ["MODEL.WEIGHTS", "model.pth", "DATASETS.TEST", "()"]
+    with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
+        setup(args_for("--config-file", TINY_EXT, "--eval-only", *opts))
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [

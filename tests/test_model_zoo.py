@@ -79,6 +79,7 @@ def test_other_names_of_a_registered_data_set_are_kept_and_reported(
 def test_weights_are_found_beside_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     cfg = model_zoo.get_config(TINY)
     cfg.MODEL.WEIGHTS = "output/demo/model_final.pth"
     config = save(cfg, tmp_path / "config.yaml")
@@ -88,7 +89,6 @@ def test_weights_are_found_beside_the_config(
     assert model_zoo.get_config(config, trained=True).MODEL.WEIGHTS
 
     # What the config names comes first where it exists.
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "output/demo").mkdir(parents=True)
     shutil.move(tmp_path / "model_final.pth", tmp_path / "output/demo/model_final.pth")
     assert model_zoo.get_config(config).MODEL.WEIGHTS == "output/demo/model_final.pth"

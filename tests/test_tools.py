@@ -69,3 +69,6 @@ def test_final_ap_needs_an_evaluation(tmp_path: Path) -> None:
         quickstart.final_ap(str(tmp_path))
     (tmp_path / "metrics.json").write_text('{"bbox/AP": 1.5}\n{"bbox/AP": 61.25}\n{"lr": 0.1}\n')
     assert quickstart.final_ap(str(tmp_path)) == 61.25
+    assert not quickstart.is_trained(str(tmp_path))
+    (tmp_path / "model_final.pth").touch()
+    assert quickstart.is_trained(str(tmp_path))

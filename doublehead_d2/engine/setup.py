@@ -46,6 +46,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
             "--eval-only would evaluate random weights: MODEL.WEIGHTS is empty; "
             "add `MODEL.WEIGHTS path/to/model_final.pth`"
         )
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise ValueError("--eval-only has nothing to evaluate on: DATASETS.TEST is empty")
     check_datasets(cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
 
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="doublehead_d2")

@@ -62,7 +62,8 @@ class Trainer(DefaultTrainer):
         """The hooks of `DefaultTrainer`, and the one that leaves a config of the trained model."""
         hooks = super().build_hooks()
         if comm.is_main_process():
-            hooks.append(TrainedConfigWriter(self.cfg))
+            # First, since an evaluation that fails or is interrupted keeps the others from running.
+            hooks.insert(0, TrainedConfigWriter(self.cfg))
         return hooks
 
     def state_dict(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class DoubleHeadConvHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Read `MODEL.ROI_DOUBLE_HEAD.CONV_HEAD`; raises ValueError where it is invalid."""
-        check_conv_head_config(cfg)
+        check_conv_head_config(cfg, input_shape.channels)
         node = cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD
         return {
             "input_shape": input_shape,

@@ -101,6 +101,11 @@ def _predict(
         instances = instances[instances.scores >= score_threshold]
         picture = draw_predictions(image, instances, predictor.metadata, score_threshold)
         if "annotations" in record:
+            if not instances.has("pred_masks"):  # outlines would only hide what boxes show
+                boxes = [dict(a) for a in record["annotations"]]
+                for annotation in boxes:
+                    annotation.pop("segmentation", None)
+                record = {**record, "annotations": boxes}
             truth = draw_ground_truth(image, record, predictor.metadata)
             picture = side_by_side([truth, picture], ["ground truth", "predictions"])
         cv2.imwrite(os.path.join(output, record["picture"]), picture)

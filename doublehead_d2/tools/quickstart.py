@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if make_shapes.main([]):
         return 1
-    if os.path.isfile(os.path.join(args.output, "model_final.pth")):
+    if is_trained(args.output):
         print(f"{args.output}/model_final.pth is there already: not training again")
     else:
         # --resume starts from scratch where there is no checkpoint yet
@@ -51,6 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         demo.main(["--config-file", config, "--dataset", dataset, "--output", pictures])
     print(summary(args.output))
     return 0
+
+
+def is_trained(output: str) -> bool:
+    """Whether the folder `output` holds a final model and its evaluation."""
+    if not os.path.isfile(os.path.join(output, "model_final.pth")):
+        return False
+    try:
+        final_ap(output)
+    except ValueError:  # stopped during the evaluation
+        return False
+    return True
 
 
 def summary(output: str) -> str:

@@ -1,0 +1,41 @@
+"""What a GPU changes; needs one."""
+
+import pytest
+import torch
+from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
+
+from builders import EXT, random_boxes, random_features, sampled_proposals, small_heads
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def to_cuda(features: dict) -> dict:
+    return {name: value.cuda() for name, value in features.items()}
+
+
+def test_predictions_equal_those_of_the_cpu() -> None:
+    heads, boxes = small_heads(*EXT).eval(), random_boxes(20)
+    expected = heads.predict(random_features(1), [boxes])
+    got = heads.cuda().predict(to_cuda(random_features(1)), [boxes.to("cuda")])
+    for head, reference in zip(got, expected, strict=True):
+        for value, wanted in zip(head, reference, strict=True):
+            # convolutions may use TF32
+            torch.testing.assert_close(value.cpu(), wanted, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision_trains_and_detects(dtype: torch.dtype) -> None:
+    heads = small_heads(*EXT).cuda().train()
+    proposals = [x.to("cuda") for x in sampled_proposals()]
+    with EventStorage(), torch.autocast("cuda", dtype=dtype):
+        losses = heads._forward_box(to_cuda(random_features(2)), proposals)
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in heads.parameters())
+    proposals = [Instances((64, 64), proposal_boxes=random_boxes(6).to("cuda"))]
+    with torch.no_grad(), torch.autocast("cuda", dtype=dtype):
+        detections = heads.eval()._forward_box(to_cuda(random_features(1)), proposals)
+    assert detections[0].pred_boxes.tensor.dtype == torch.float32
