@@ -3,7 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -12,9 +12,10 @@ from doublehead_d2 import DoubleHeadROIHeads, model_zoo
 CONFIGS = model_zoo.list_configs()
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, *opts: object) -> nn.Module:
     """The model of a config on the CPU; the big ones at an eighth of their width."""
     cfg = model_zoo.get_config(name)
+    cfg.merge_from_list(list(opts))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     if cfg.MODEL.FPN.OUT_CHANNELS == 256:
@@ -52,6 +53,29 @@ def test_config_trains_a_step_and_detects(name: str) -> None:
     with torch.no_grad():
         detections = model.eval()([random_image()])[0]["instances"]
     assert detections.image_size == (256, 320)
+
+
+@pytest.mark.parametrize("train_on_pred_boxes", [False, True])
+def test_mask_and_keypoint_heads_train_beside_the_double_head(train_on_pred_boxes: bool) -> None:
+    model = build(
+        "Shapes-Detection/double_head_ext_rcnn_tiny.yaml",
+        *("MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
+        *("MODEL.KEYPOINT_ON", True, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [8]),
+        *("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 2),
+        *("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", train_on_pred_boxes),
+    ).train()
+    image = random_image()
+    boxes = image["instances"].gt_boxes.tensor
+    outlines = [[box[[0, 1, 2, 1, 2, 3, 0, 3]].numpy().astype("float64")] for box in boxes]
+    image["instances"].gt_masks = PolygonMasks(outlines)
+    points = torch.cat([boxes.reshape(2, 2, 2), torch.full((2, 2, 1), 2.0)], dim=2)
+    image["instances"].gt_keypoints = Keypoints(points)
+    with EventStorage():
+        losses = model([image])
+    assert {"loss_mask", "loss_keypoint"} < set(losses)
+    sum(losses.values()).backward()
+    for name, parameter in model.roi_heads.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
 def expected_losses(name: str) -> set[str]:
