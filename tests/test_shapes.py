@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -196,7 +197,7 @@ def test_interrupted_writing_leaves_nothing(
             raise KeyboardInterrupt
         return draw(rng)
 
-    monkeypatch.setattr(layouts, "draw_image", draw_some)
+    monkeypatch.setattr(layouts, "EASY", replace(layouts.EASY, draw=draw_some))
     with pytest.raises(KeyboardInterrupt):
         write_shapes(root, **COUNTS)
     assert list(tmp_path.iterdir()) == []
@@ -249,11 +250,11 @@ def test_two_writers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     draw = shapes.draw_image
 
     def draw_late(rng: np.random.Generator) -> tuple[np.ndarray, tuple[Shape, ...]]:
-        monkeypatch.setattr(layouts, "draw_image", draw)
+        monkeypatch.undo()
         write_shapes(root, num_train=2, num_val=2)  # the other process, which is faster
         return draw(rng)
 
-    monkeypatch.setattr(layouts, "draw_image", draw_late)
+    monkeypatch.setattr(layouts, "EASY", replace(layouts.EASY, draw=draw_late))
     assert write_shapes(root, num_train=2, num_val=2) is False
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 

@@ -2,7 +2,14 @@
 
 from doublehead_d2.data.builtin import register_shapes
 from doublehead_d2.data.check import check_datasets
+from doublehead_d2.data.hard_shapes import HARD_SHAPES_CLASSES
 from doublehead_d2.data.layouts import write_shapes
 from doublehead_d2.data.shapes import SHAPES_CLASSES
 
-__all__ = ["SHAPES_CLASSES", "check_datasets", "register_shapes", "write_shapes"]
+__all__ = [
+    "HARD_SHAPES_CLASSES",
+    "SHAPES_CLASSES",
+    "check_datasets",
+    "register_shapes",
+    "write_shapes",
+]

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from doublehead_d2.data.hard_shapes import HARD_SHAPES_CLASSES, draw_hard_image
 from doublehead_d2.data.shapes import SHAPES_CLASSES, Shape, draw_image
 
 # To be raised when the same parameters give other files than before.
@@ -30,6 +31,23 @@ SPLITS = ("train", "val")
 VOC_SPLITS = {"train": "trainval", "val": "test"}
 MIN_IMAGES = 2
 PARAMETERS_FILE = "shapes.json"
+
+
+@dataclass(frozen=True)
+class ShapesKind:
+    """What the two kinds of shapes data differ in.
+
+    Args:
+        classes: names in the order of ``Shape.category``.
+        draw: draws an image, H x W x 3 BGR uint8, and its objects from a random generator.
+    """
+
+    classes: tuple[str, ...]
+    draw: Callable[[np.random.Generator], tuple[np.ndarray, tuple[Shape, ...]]]
+
+
+EASY = ShapesKind(SHAPES_CLASSES, draw_image)
+HARD = ShapesKind(HARD_SHAPES_CLASSES, draw_hard_image)
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,7 @@ def write_shapes(
     num_train: int = 2000,
     num_val: int = 400,
     seed: int = 0,
+    hard: bool = False,
     force: bool = False,
 ) -> bool:
     """Writes the data set into the folder ``root``, which appears only when it is complete.
@@ -68,6 +87,7 @@ def write_shapes(
         num_train: training images.
         num_val: validation images; the test images of the VOC layout.
         seed: an image depends on this, its split and its number, not on how many there are.
+        hard: write the harder data of ``hard_shapes.py``.
         force: replace a data set that is there. Other folders are never replaced.
 
     Returns:
@@ -77,7 +97,8 @@ def write_shapes(
         ValueError: a count or the seed is too small.
         FileExistsError: ``root`` holds something else, or the data set with other parameters.
     """
-    wanted = _parameters(num_train, num_val, seed)
+    kind = HARD if hard else EASY
+    wanted = _parameters(num_train, num_val, seed, hard)
     root = Path(root).expanduser().resolve()  # a link to the data set stays a link
     if _is_there(root, wanted, force):
         return False
@@ -88,7 +109,7 @@ def write_shapes(
         new = Path(work) / "new"  # has the usual permissions, which `work` has not
         new.mkdir()
         for split, count in zip(SPLITS, (num_train, num_val), strict=True):
-            _write_split(new, split, count, seed)
+            _write_split(new, kind, split, count, seed)
         _write_json(new / PARAMETERS_FILE, wanted)
         if force and root.exists():
             root.rename(Path(work) / "old")
@@ -102,7 +123,7 @@ def write_shapes(
     return True
 
 
-def _parameters(num_train: int, num_val: int, seed: int) -> dict[str, int]:
+def _parameters(num_train: int, num_val: int, seed: int, hard: bool) -> dict[str, int]:
     """Returns the content of the parameters file."""
     if min(num_train, num_val) < MIN_IMAGES:
         # detectron2 cannot read a VOC list with a single line.
@@ -111,7 +132,9 @@ def _parameters(num_train: int, num_val: int, seed: int) -> dict[str, int]:
         )
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}.")
-    return {"format": FORMAT, "num_train": num_train, "num_val": num_val, "seed": seed}
+    parameters = {"format": FORMAT, "num_train": num_train, "num_val": num_val, "seed": seed}
+    # Absent in data that was written before there was a harder kind.
+    return {**parameters, "hard": True} if hard else parameters
 
 
 def _is_there(root: Path, wanted: dict[str, int], force: bool) -> bool:
@@ -163,11 +186,11 @@ def _stem(split: str, number: int) -> str:
     return f"{split}_{number:06d}"
 
 
-def _pictures(split: str, count: int, seed: int) -> Iterator[Picture]:
+def _pictures(kind: ShapesKind, split: str, count: int, seed: int) -> Iterator[Picture]:
     """Draws the images of a split."""
     for index in range(count):
         # A generator of its own: an image stays the same however many come before it.
-        image, shapes = draw_image(np.random.default_rng((seed, SPLITS.index(split), index)))
+        image, shapes = kind.draw(np.random.default_rng((seed, SPLITS.index(split), index)))
         encoded, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         assert encoded, "OpenCV could not encode a JPEG"
         height, width = image.shape[:2]
@@ -175,20 +198,20 @@ def _pictures(split: str, count: int, seed: int) -> Iterator[Picture]:
         yield Picture(number, _stem(split, number), jpeg.tobytes(), height, width, shapes)
 
 
-def _write_split(root: Path, split: str, count: int, seed: int) -> None:
+def _write_split(root: Path, kind: ShapesKind, split: str, count: int, seed: int) -> None:
     """Writes the images of a split and their ground truth in both layouts."""
     coco, voc = root / "coco", root / "voc"
     folders = [coco / split, coco / "annotations", voc / "ImageSets" / "Main"]
     for folder in [*folders, voc / "JPEGImages", voc / "Annotations"]:
         folder.mkdir(parents=True, exist_ok=True)
     pictures = []
-    for picture in _pictures(split, count, seed):
+    for picture in _pictures(kind, split, count, seed):
         (coco / split / f"{picture.stem}.jpg").write_bytes(picture.jpeg)
         (voc / "JPEGImages" / f"{picture.stem}.jpg").write_bytes(picture.jpeg)
-        tree = voc_tree(picture)
+        tree = voc_tree(picture, kind.classes)
         tree.write(voc / "Annotations" / f"{picture.stem}.xml", encoding="utf-8")
         pictures.append(picture)
-    _write_json(coco / "annotations" / f"instances_{split}.json", coco_dict(pictures))
+    _write_json(coco / "annotations" / f"instances_{split}.json", coco_dict(pictures, kind.classes))
     lines = "".join(f"{picture.stem}\n" for picture in pictures)
     (voc / "ImageSets" / "Main" / f"{VOC_SPLITS[split]}.txt").write_text(lines, encoding="utf-8")
 
@@ -197,7 +220,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def coco_dict(pictures: Sequence[Picture]) -> dict[str, Any]:
+def coco_dict(
+    pictures: Sequence[Picture], classes: Sequence[str] = SHAPES_CLASSES
+) -> dict[str, Any]:
     """Builds the content of a COCO annotation file: boxes XYWH, areas of the outlines."""
     annotations: list[dict[str, Any]] = []
     for picture in pictures:
@@ -225,12 +250,12 @@ def coco_dict(pictures: Sequence[Picture]) -> dict[str, Any]:
         "annotations": annotations,
         "categories": [
             {"id": index + 1, "name": name, "supercategory": "shape"}
-            for index, name in enumerate(SHAPES_CLASSES)
+            for index, name in enumerate(classes)
         ],
     }
 
 
-def voc_tree(picture: Picture) -> ET.ElementTree:
+def voc_tree(picture: Picture, classes: Sequence[str] = SHAPES_CLASSES) -> ET.ElementTree:
     """Builds the VOC annotation of an image.
 
     Boxes are 1-based inclusive pixel numbers. A pixel column belongs to a box when at least half
@@ -243,8 +268,8 @@ def voc_tree(picture: Picture) -> ET.ElementTree:
     _add(root, segmented=0)
     for shape in picture.shapes:
         element = ET.SubElement(root, "object")
-        name = SHAPES_CLASSES[shape.category]
-        _add(element, name=name, pose="Unspecified", truncated=0, difficult=0)
+        name, truncated = classes[shape.category], int(shape.truncated)
+        _add(element, name=name, pose="Unspecified", truncated=truncated, difficult=0)
         x0, y0, x1, y1 = (round(value) for value in shape.box)
         # The last pixel inside the edge x1 has the 0-based number x1 - 1, hence no + 1 there.
         _add(ET.SubElement(element, "bndbox"), xmin=x0 + 1, ymin=y0 + 1, xmax=x1, ymax=y1)

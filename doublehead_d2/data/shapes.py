@@ -33,11 +33,13 @@ class Shape:
         category: index into ``SHAPES_CLASSES``.
         outline: M x 2, the vertices (x, y) of a simple polygon, in pixels.
         color: BGR, 0-255.
+        truncated: whether the image's edge cuts it off; the outline is what lies inside.
     """
 
     category: int
     outline: np.ndarray
     color: tuple[float, float, float]
+    truncated: bool = False
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -95,7 +97,7 @@ def sample_shapes(
     taken = np.zeros((size, size), dtype=bool)
     for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
         category = int(rng.integers(len(SHAPES_CLASSES)))
-        color = _sample_color(rng, background_color)
+        color = sample_color(rng, background_color, MIN_CONTRAST)
         outline = _OUTLINES[SHAPES_CLASSES[category]](rng)
         outline = outline * (rng.uniform(*SIZE_RANGE) / np.ptp(outline, axis=0).max())
         for _ in range(PLACEMENT_TRIES):
@@ -159,13 +161,13 @@ def _place(rng: np.random.Generator, outline: np.ndarray, size: int) -> np.ndarr
     return np.round(outline - low + rng.uniform(0.0, 1.0, size=2) * room, 2)
 
 
-def _sample_color(
-    rng: np.random.Generator, background_color: np.ndarray
+def sample_color(
+    rng: np.random.Generator, background_color: np.ndarray, min_contrast: float
 ) -> tuple[float, float, float]:
-    """A BGR colour that stands out from the background."""
+    """A BGR colour at least ``min_contrast`` away from the background's."""
     while True:
         color = rng.uniform(0.0, 255.0, size=3)
-        if np.linalg.norm(color - background_color) >= MIN_CONTRAST:
+        if np.linalg.norm(color - background_color) >= min_contrast:
             blue, green, red = color.tolist()
             return blue, green, red
 
@@ -182,17 +184,18 @@ def _circle(rng: np.random.Generator) -> np.ndarray:
 def _rectangle(rng: np.random.Generator) -> np.ndarray:
     width = 1.6 ** rng.uniform(-1.0, 1.0)  # over a height of 1
     corners = np.array([[0.0, 0.0], [width, 0.0], [width, 1.0], [0.0, 1.0]])
-    return _rotate(rng, corners)
+    return rotate(rng, corners, MAX_ROTATION)
 
 
 def _triangle(rng: np.random.Generator) -> np.ndarray:
     width = rng.uniform(0.9, 1.4)
     apex = rng.uniform(0.25, 0.75) * width
-    return _rotate(rng, np.array([[0.0, 1.0], [width, 1.0], [apex, 0.0]]))
+    return rotate(rng, np.array([[0.0, 1.0], [width, 1.0], [apex, 0.0]]), MAX_ROTATION)
 
 
-def _rotate(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray:
-    angle = np.deg2rad(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
+def rotate(rng: np.random.Generator, outline: np.ndarray, max_degrees: float) -> np.ndarray:
+    """Turns an outline by a random angle, at most ``max_degrees`` to either side."""
+    angle = np.deg2rad(rng.uniform(-max_degrees, max_degrees))
     cos, sin = np.cos(angle), np.sin(angle)
     return outline @ np.array([[cos, sin], [-sin, cos]])
 

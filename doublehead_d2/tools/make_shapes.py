@@ -1,4 +1,4 @@
-"""Writes the built-in shapes data set: python -m doublehead_d2.tools.make_shapes"""
+"""Writes a built-in shapes data set: python -m doublehead_d2.tools.make_shapes"""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the data set and says where; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m doublehead_d2.tools.make_shapes",
-        description="Writes the built-in shapes data set in COCO's and in Pascal VOC's layout.",
+        description="Writes a built-in shapes data set in COCO's and in Pascal VOC's layout.",
     )
     parser.add_argument(
         "--output",
         metavar="DIR",
-        default=shapes_root(),
-        help="folder to make (default: $DETECTRON2_DATASETS/shapes, here %(default)s)",
+        help=f"folder to make (default: $DETECTRON2_DATASETS/shapes, here {shapes_root()}; "
+        "with --hard shapes_hard beside it)",
+    )
+    parser.add_argument(
+        "--hard",
+        action="store_true",
+        help="the harder data of the studies: similar classes, clutter, occlusion, partial objects",
     )
     parser.add_argument("--num-train", type=int, default=2000, metavar="N", help="default 2000")
     parser.add_argument("--num-val", type=int, default=400, metavar="N", help="default 400")
@@ -30,18 +35,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--force", action="store_true", help="replace a shapes data set that is there"
     )
     args = parser.parse_args(arguments)
+    output = args.output or shapes_root(args.hard)
     try:
         written = write_shapes(
-            args.output,
+            output,
             num_train=args.num_train,
             num_val=args.num_val,
             seed=args.seed,
+            hard=args.hard,
             force=args.force,
         )
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    root = Path(args.output).expanduser().resolve()
+    root = Path(output).expanduser().resolve()
     counts = f"{args.num_train} training and {args.num_val} validation images"
     print(f"Wrote {counts} to {root}." if written else f"{counts} are already there: {root}.")
     return 0
