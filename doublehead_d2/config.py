@@ -4,6 +4,7 @@ Symbols are those of the paper (https://arxiv.org/abs/1904.06493): ω weighs a h
 divides a head's loss between the task it is focused on and the other one (Eqs. 2 and 3).
 """
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 
@@ -77,6 +78,17 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # of its data set, so that a saved config carries the names to where the data set is not.
     cfg.DATASETS.CLASS_NAMES = []
 
+    # Score one model four ways in one evaluation pass (Fig. 8): results "bbox_reg_head" (regression
+    # head alone), "bbox_cls_head" (classification head alone), "bbox_unfused" (scores of the
+    # classification head, boxes of the regression head) and "bbox_fused" (fused scores) beside
+    # "bbox". Those that λ leaves without a predictor are left out.
+    cfg.TEST.DOUBLE_HEAD_MODES = False
+
+    # Images per batch, over all GPUs, that lr and schedule are written for. If > 0, the lr is
+    # multiplied by IMS_PER_BATCH / this, and iterations, steps, warm-up and periods are divided by
+    # it. 0 = off.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
+
 
 def fall_back_to_cpu(cfg: CfgNode) -> None:
     """Where `cfg` asks for CUDA and there is none, set MODEL.DEVICE to the CPU and say so."""
@@ -109,6 +121,28 @@ def check_doublehead_config(cfg: CfgNode) -> None:
     types = tuple(name for name, _ in ROI_BOX_HEAD_REGISTRY)
     _check_word("MODEL.ROI_BOX_HEAD.NAME", box_head.NAME, types)
     _check_word(f"{_KEY}.REG_HEAD.NAME", node.REG_HEAD.NAME, types)
+    check_deformable_convolution(cfg)
+
+
+def check_deformable_convolution(cfg: CfgNode) -> None:
+    """Refuse deformable convolution where it could be built but not run.
+
+    Raises:
+        ValueError: names the key, what is missing and what is allowed.
+    """
+    if not any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
+        return
+    missing = []
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        missing.append(f"a GPU, and MODEL.DEVICE is '{cfg.MODEL.DEVICE}'")
+    if importlib.util.find_spec("detectron2._C") is None:
+        missing.append("detectron2's compiled operators, and this detectron2 is built without them")
+    if missing:
+        raise ValueError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {list(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE)}: "
+            f"deformable convolution needs {'; it needs '.join(missing)}. "
+            "Allowed here: [False, False, False, False]"
+        )
 
 
 def check_conv_head_config(cfg: CfgNode, in_channels: int) -> None:

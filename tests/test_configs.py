@@ -1,5 +1,7 @@
 """Every config of the zoo builds, and runs a training step and inference on random data."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -8,8 +10,10 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from doublehead_d2 import DoubleHeadROIHeads, model_zoo
+from doublehead_d2.config import check_doublehead_config
 
 CONFIGS = model_zoo.list_configs()
+DEFORMABLE = ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True]]
 
 
 def build(name: str, *opts: object) -> nn.Module:
@@ -18,6 +22,7 @@ def build(name: str, *opts: object) -> nn.Module:
     cfg.merge_from_list(list(opts))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
+    cfg.TEST.DETECTIONS_PER_IMAGE = 5  # detectron2's keypoint decoding is slow
     if cfg.MODEL.FPN.OUT_CHANNELS == 256:
         cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32
@@ -27,24 +32,47 @@ def build(name: str, *opts: object) -> nn.Module:
         node = cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD
         node.DIM, node.BOTTLENECK_DIM, node.NONLOCAL_DIM = 128, 32, 64
         cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 64
+        # With random weights and frozen BN activations grow until keypoint heatmaps overflow.
+        cfg.MODEL.PIXEL_STD = [100.0, 100.0, 100.0]
     torch.manual_seed(0)
     return build_model(cfg)
 
 
 def random_image(with_objects: bool = True) -> dict:
-    boxes = torch.tensor([[10.0, 10, 60, 70], [30, 40, 100, 90]]) if with_objects else []
+    """An image with two objects of class 0, which have masks and keypoints."""
+    boxes = torch.tensor([[10.0, 10, 60, 70], [30, 40, 100, 90]])
+    boxes = boxes[: 2 if with_objects else 0]
     instances = Instances((128, 160))
     instances.gt_boxes = Boxes(boxes)
-    instances.gt_classes = torch.tensor([0, 1] if with_objects else [], dtype=torch.int64)
+    instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+    outlines = [[box[[0, 1, 2, 1, 2, 3, 0, 3]].numpy().astype("float64")] for box in boxes]
+    instances.gt_masks = PolygonMasks(outlines)
+    points = boxes[:, None, :2] + torch.arange(17.0)[None, :, None]  # N x 17 x (x, y)
+    visible = torch.full((len(boxes), 17, 1), 2.0)
+    instances.gt_keypoints = Keypoints(torch.cat([points, visible], dim=2))
     image = torch.randint(0, 256, (3, 128, 160)).float()
     return {"image": image, "instances": instances, "height": 256, "width": 320}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+def expected_losses(name: str) -> set[str]:
+    losses = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+    if "_ext_" in name:
+        losses |= {"loss_cls_unfocused", "loss_box_reg_unfocused"}
+    if "mask_rcnn" in name:
+        losses.add("loss_mask")
+    if "keypoint_rcnn" in name:
+        losses.add("loss_keypoint")
+    return losses
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "dconv" not in name])
 def test_config_trains_a_step_and_detects(name: str) -> None:
     model = build(name).train()
+    single_head = name.split("/")[1].startswith(("single_", "faster_rcnn"))
+    assert isinstance(model.roi_heads, DoubleHeadROIHeads) != single_head
     with EventStorage():
         losses = model([random_image(), random_image(with_objects=False)])
+    assert set(losses) == expected_losses(name)
     sum(losses.values()).backward()
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -53,6 +81,24 @@ def test_config_trains_a_step_and_detects(name: str) -> None:
     with torch.no_grad():
         detections = model.eval()([random_image()])[0]["instances"]
     assert detections.image_size == (256, 320)
+
+
+def test_deformable_convolution_is_refused_where_it_cannot_run() -> None:
+    name = "COCO-Detection/double_head_ext_rcnn_R_50_FPN_1x_dconv_c3-c5.yaml"
+    message = (
+        r"DEFORM_ON_PER_STAGE is \[False, True, True, True\].*a GPU, and MODEL.DEVICE is 'cpu'"
+    )
+    with pytest.raises(ValueError, match=message):
+        build(name)
+
+
+@pytest.mark.skipif(find_spec("detectron2._C") is not None, reason="has compiled operators")
+def test_deformable_convolution_needs_compiled_operators() -> None:
+    cfg = model_zoo.get_config("COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml")
+    cfg.merge_from_list(["MODEL.DEVICE", "cuda", *DEFORMABLE])
+    with pytest.raises(ValueError, match="needs detectron2's compiled operators") as error:
+        check_doublehead_config(cfg)
+    assert "GPU" not in str(error.value)
 
 
 @pytest.mark.parametrize("train_on_pred_boxes", [False, True])
@@ -65,11 +111,7 @@ def test_mask_and_keypoint_heads_train_beside_the_double_head(train_on_pred_boxe
         *("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", train_on_pred_boxes),
     ).train()
     image = random_image()
-    boxes = image["instances"].gt_boxes.tensor
-    outlines = [[box[[0, 1, 2, 1, 2, 3, 0, 3]].numpy().astype("float64")] for box in boxes]
-    image["instances"].gt_masks = PolygonMasks(outlines)
-    points = torch.cat([boxes.reshape(2, 2, 2), torch.full((2, 2, 1), 2.0)], dim=2)
-    image["instances"].gt_keypoints = Keypoints(points)
+    image["instances"].gt_keypoints.tensor = image["instances"].gt_keypoints.tensor[:, :2]
     with EventStorage():
         losses = model([image])
     assert {"loss_mask", "loss_keypoint"} < set(losses)
@@ -78,22 +120,10 @@ def test_mask_and_keypoint_heads_train_beside_the_double_head(train_on_pred_boxe
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
-def expected_losses(name: str) -> set[str]:
-    losses = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
-    if "ext" in name:
-        losses |= {"loss_cls_unfocused", "loss_box_reg_unfocused"}
-    return losses
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_config_is_what_its_name_says(name: str) -> None:
-    model = build(name)
-    assert isinstance(model.roi_heads, DoubleHeadROIHeads) == ("double_head" in name)
-    with EventStorage():
-        assert set(model([random_image()])) == expected_losses(name)
-
-
-@pytest.mark.parametrize("name", [n for n in CONFIGS if n.startswith(("COCO", "Pascal"))])
+@pytest.mark.parametrize(
+    "name",
+    [n for n in CONFIGS if "COCO-Detection/double" in n and "dconv" not in n and "1x" in n],
+)
 def test_full_size_is_the_papers(name: str) -> None:
     cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE = "meta"
@@ -113,3 +143,69 @@ def test_ext_at_lambda_1_is_plain_double_head() -> None:
     node = ext.MODEL.ROI_DOUBLE_HEAD
     node.CLS_HEAD.LAMBDA, node.REG_HEAD.LAMBDA, node.SCORE_FUSION = 1.0, 1.0, "cls_head"
     assert ext == plain
+
+
+def solver(name: str) -> dict:
+    cfg = model_zoo.get_config(name)
+    keys = ("IMS_PER_BATCH", "REFERENCE_IMS_PER_BATCH", "BASE_LR", "STEPS", "MAX_ITER")
+    return {key: cfg.SOLVER[key] for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "images", "lr", "steps", "iterations"),
+    [
+        ("1x", 16, 0.02, (60000, 80000), 90000),
+        ("3x", 16, 0.02, (210000, 250000), 270000),
+        ("paper_1x", 8, 0.01, (120000, 160000), 180000),
+        ("paper_2x", 8, 0.01, (240000, 320000), 360000),
+    ],
+)
+@pytest.mark.parametrize("model", ["double_head", "double_head_ext"])
+@pytest.mark.parametrize("depth", [50, 101])
+def test_schedules(
+    model: str, depth: int, schedule: str, images: int, lr: float, steps: tuple, iterations: int
+) -> None:
+    name = f"COCO-Detection/{model}_rcnn_R_{depth}_FPN_{schedule}.yaml"
+    expected = (images, images, lr, steps, iterations)
+    assert tuple(solver(name).values()) == expected
+    cfg = model_zoo.get_config(name)
+    assert depth == cfg.MODEL.RESNETS.DEPTH and f"R-{depth}.pkl" in cfg.MODEL.WEIGHTS
+    sizes = (800,) if "paper" in schedule else (640, 672, 704, 736, 768, 800)
+    assert sizes == cfg.INPUT.MIN_SIZE_TRAIN
+
+
+# Table 1: heads for classification and regression, their RoI scales and weights; the last four
+# rows with ω = 2.0 (fc) and 2.5 (conv).
+FC, CONV = ("FastRCNNConvFCHead", 1.0), ("DoubleHeadConvHead", 1.3)
+TABLE_1 = {
+    "double_fc": (FC, FC),
+    "double_conv": (CONV, CONV),
+    "double_head_reverse": (CONV, FC),
+    "double_head": (FC, CONV),
+}
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize("row", TABLE_1)
+def test_rows_of_table_1(row: str, tuned: bool) -> None:
+    cfg = model_zoo.get_config(f"Ablations/{row}_{'tuned' if tuned else 'w1'}.yaml")
+    node = cfg.MODEL.ROI_DOUBLE_HEAD
+    found = (
+        (cfg.MODEL.ROI_BOX_HEAD.NAME, node.CLS_HEAD.ROI_SCALE),
+        (node.REG_HEAD.NAME, node.REG_HEAD.ROI_SCALE),
+    )
+    assert found == TABLE_1[row]
+    weights = {FC: 2.0, CONV: 2.5} if tuned else {FC: 1.0, CONV: 1.0}
+    assert tuple(map(weights.get, found)) == (node.CLS_HEAD.LOSS_WEIGHT, node.REG_HEAD.LOSS_WEIGHT)
+    assert (node.CLS_HEAD.LAMBDA, node.REG_HEAD.LAMBDA) == (1.0, 1.0)
+    assert list(node.CONV_HEAD.BLOCKS) == ["residual"] + ["bottleneck"] * 4  # K = 5
+    assert cfg.SOLVER.MAX_ITER == 180000 and cfg.SOLVER.IMS_PER_BATCH == 8
+
+
+def test_baselines_differ_from_the_papers_model_in_the_heads_alone() -> None:
+    for depth in (50, 101):
+        baseline = model_zoo.get_config(f"COCO-Detection/faster_rcnn_R_{depth}_FPN_paper_1x.yaml")
+        ours = model_zoo.get_config(f"COCO-Detection/double_head_rcnn_R_{depth}_FPN_paper_1x.yaml")
+        assert baseline != ours
+        ours.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+        assert baseline == ours

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from detectron2.export.torchscript_patch import patch_builtin_len
+from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from fvcore.nn import giou_loss
 
 from builders import (
     EXT,
@@ -174,6 +176,73 @@ def test_ext_focused_losses_over_lambda_are_those_of_plain() -> None:
     plain_losses = training_losses(plain, sampled_proposals())
     torch.testing.assert_close(ext_losses["loss_cls"] / 0.7, plain_losses["loss_cls"])
     torch.testing.assert_close(ext_losses["loss_box_reg"] / 0.8, plain_losses["loss_box_reg"])
+
+
+def test_reverse_is_double_head_with_its_heads_exchanged() -> None:
+    half = [f"{NODE}.CLS_HEAD.LAMBDA", 0.5, f"{NODE}.REG_HEAD.LAMBDA", 0.5]
+    types = [f"{NODE}.REG_HEAD.NAME", "FastRCNNConvFCHead"]
+    types += ["MODEL.ROI_BOX_HEAD.NAME", "DoubleHeadConvHead"]
+    scales = [f"{NODE}.CLS_HEAD.ROI_SCALE", 1.3, f"{NODE}.REG_HEAD.ROI_SCALE", 1.0]
+    straight = small_heads(*half).eval()
+    reverse = small_heads(*half, *types, *scales).eval()
+    exchanged = {"box_head": "reg_head", "box_predictor": "reg_predictor"}
+    exchanged |= {new: old for old, new in exchanged.items()}
+    weights = {}
+    for name, value in straight.state_dict().items():
+        module, _, rest = name.partition(".")
+        weights[f"{exchanged[module]}.{rest}"] = value
+    reverse.load_state_dict(weights)
+    features, boxes = random_features(1), [random_boxes(6)]
+    predictions, reversed_predictions = (h.predict(features, boxes) for h in (straight, reverse))
+    torch.testing.assert_close(predictions.cls_head, reversed_predictions.reg_head)
+    torch.testing.assert_close(predictions.reg_head, reversed_predictions.cls_head)
+
+
+LOSS_TYPES = {"smooth_l1": None, "giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_box_losses_of_all_types(loss_type: str, agnostic: bool) -> None:
+    opts = ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", loss_type]
+    opts += ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic]
+    heads, proposals = small_heads(*EXT, *opts).train(), sampled_proposals()
+    predictions = heads.predict(random_features(2), [x.proposal_boxes for x in proposals])
+    with EventStorage():
+        losses = heads.losses(predictions, proposals)
+    if LOSS_TYPES[loss_type]:
+        # The same from decoded boxes: ω λ, summed over foreground, divided by all ten RoIs.
+        for name, weight, layers, head in (
+            ("loss_box_reg", 2.0, heads.reg_predictor, predictions.reg_head),
+            ("loss_box_reg_unfocused", 0.6, heads.box_predictor, predictions.cls_head),
+        ):
+            boxes = layers.predict_boxes_for_gt_classes(head, proposals)
+            pairs = [
+                (b[x.gt_classes < 5], x.gt_boxes.tensor[x.gt_classes < 5])
+                for b, x in zip(boxes, proposals, strict=True)
+            ]
+            predicted, wanted = (torch.cat(column) for column in zip(*pairs, strict=True))
+            expected = LOSS_TYPES[loss_type](predicted, wanted, reduction="sum") * weight / 10
+            torch.testing.assert_close(losses[name], expected)
+    assert_finite_gradients(heads, losses)
+
+
+def test_class_agnostic_boxes_are_shared_by_the_classes() -> None:
+    opts = [
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+        True,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+        0.0,
+    ]
+    heads = small_heads(*EXT, *opts).eval()
+    proposals = [Instances(IMAGE_SIZE, proposal_boxes=random_boxes(6))]
+    predictions = heads.predict(random_features(1), [proposals[0].proposal_boxes])
+    assert predictions.reg_head.deltas.shape == predictions.cls_head.deltas.shape == (6, 4)
+    detections, kept = heads.inference(predictions, proposals)
+    boxes = Boxes(heads.reg_predictor.predict_boxes(predictions.reg_head, proposals)[0][kept[0]])
+    boxes.clip(IMAGE_SIZE)
+    assert len(detections[0].pred_classes.unique()) > 1
+    torch.testing.assert_close(detections[0].pred_boxes.tensor, boxes.tensor)
 
 
 def test_accuracies_of_the_heads_are_logged_apart() -> None:

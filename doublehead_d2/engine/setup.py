@@ -14,6 +14,7 @@ from detectron2.utils.logger import setup_logger
 from doublehead_d2 import model_zoo
 from doublehead_d2.config import fall_back_to_cpu
 from doublehead_d2.data.check import check_datasets
+from doublehead_d2.engine.schedule import scale_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +50,40 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ValueError("--eval-only has nothing to evaluate on: DATASETS.TEST is empty")
     check_datasets(cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
+    _check_proposals(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
 
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="doublehead_d2")
     fall_back_to_cpu(cfg)
     if not args.eval_only:
         cfg.DATASETS.CLASS_NAMES = _class_names(cfg.DATASETS.TRAIN, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        cfg = scale_schedule(cfg)
     cfg.freeze()
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
     return cfg
+
+
+def _check_proposals(cfg: CfgNode, splits: Sequence[str]) -> None:
+    """Precomputed proposals need two keys and a file for every data set."""
+    load, name = cfg.MODEL.LOAD_PROPOSALS, cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    precomputed = "PrecomputedProposals"
+    if load and name != precomputed:
+        # detectron2 would load them and then not use them.
+        raise ValueError(
+            f"MODEL.PROPOSAL_GENERATOR.NAME is '{name}'; with MODEL.LOAD_PROPOSALS True allowed: "
+            f"'{precomputed}'"
+        )
+    if name == precomputed and not load:
+        raise ValueError(
+            f"MODEL.PROPOSAL_GENERATOR.NAME is '{precomputed}', which needs "
+            "MODEL.LOAD_PROPOSALS True"
+        )
+    for split in splits if load else ():
+        datasets, files = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
+        if len(datasets) != len(files):
+            raise ValueError(
+                f"DATASETS.PROPOSAL_FILES_{split} has {len(files)} files for {len(datasets)} data "
+                f"sets; allowed: one for each of {', '.join(datasets)}"
+            )
 
 
 def _class_names(datasets: Sequence[str], num_classes: int) -> list[str]:

@@ -1,24 +1,41 @@
 """The trainer: detectron2's, on a GPU or a CPU, on detectron2 0.6 and main."""
 
+import logging
 import os
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
     HookBase,
     SimpleTrainer,
     TrainerBase,
     create_ddp_model,
 )
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from torch import nn
 
+from doublehead_d2.engine.amp import AMPTrainer
+from doublehead_d2.engine.schedule import scale_schedule
 from doublehead_d2.engine.trained_config import TrainedConfigWriter
-from doublehead_d2.evaluation import build_evaluator
+from doublehead_d2.evaluation import (
+    ModesEvaluator,
+    build_evaluator,
+    configured_mode,
+    double_heads,
+    paper_modes,
+    score_modes,
+)
+
+logger = logging.getLogger(__name__)
+
+Results = dict[str, Any]
 
 
 class Trainer(DefaultTrainer):
@@ -30,17 +47,13 @@ class Trainer(DefaultTrainer):
             cfg: a config with the keys of this package.
 
         Raises:
-            ValueError: SOLVER.AMP.ENABLED without CUDA.
+            ValueError: a setting that cannot be trained with; names the key.
         """
         # Not DefaultTrainer's constructor: it gives DDP device ids, which DDP refuses for a model
         # on the CPU, on both versions of detectron2.
         TrainerBase.__init__(self)
         on_cpu = cfg.MODEL.DEVICE == "cpu"
-        if cfg.SOLVER.AMP.ENABLED and on_cpu:
-            raise ValueError(
-                "SOLVER.AMP.ENABLED is True, which needs CUDA, and MODEL.DEVICE is 'cpu'; "
-                "set SOLVER.AMP.ENABLED False"
-            )
+        cfg = scale_schedule(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -61,6 +74,10 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """The hooks of `DefaultTrainer`, and the one that leaves a config of the trained model."""
         hooks = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            # Before the writers, which come last, and only once: it costs many evaluations.
+            is_writer = comm.is_main_process()
+            hooks.insert(len(hooks) - is_writer, EvalHook(0, self._test_with_tta))
         if comm.is_main_process():
             # First, since an evaluation that fails or is interrupted keeps the others from running.
             hooks.insert(0, TrainedConfigWriter(self.cfg))
@@ -76,6 +93,80 @@ class Trainer(DefaultTrainer):
         """Restore what :meth:`state_dict` gave."""
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+
+    def _test_with_tta(self) -> Results:
+        return self.test_with_TTA(self.cfg, self.model)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | DatasetEvaluator | None = None,
+    ) -> Results:
+        """Evaluate on DATASETS.TEST; with TEST.DOUBLE_HEAD_MODES four ways in one pass.
+
+        Args:
+            cfg: a config with the keys of this package.
+            model: the model, with its weights.
+            evaluators: as `DefaultTrainer.test`; given ones score the model as it is configured.
+
+        Returns:
+            results by task (by data set, then task, if there are several).
+        """
+        if evaluators is not None or not cfg.TEST.DOUBLE_HEAD_MODES:
+            return super().test(cfg, model, evaluators)
+        heads = double_heads(model)
+        modes = paper_modes(heads)
+        configured = configured_mode(heads, modes)
+        if configured is None:  # e.g. the average of both scores with the boxes of the fc-head
+            configured = "configured"
+            modes[configured] = (heads.score_fusion, heads.box_source)
+        logger.info(
+            "TEST.DOUBLE_HEAD_MODES: one pass scores the model in the modes %s (score fusion, box "
+            "source). The regression head sees all proposals.",
+            modes,
+        )
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        mode_evaluators = [
+            ModesEvaluator(
+                {mode: build_evaluator(name, os.path.join(folder, mode)) for mode in modes},
+                configured,
+            )
+            for name in cfg.DATASETS.TEST
+        ]
+        with score_modes(model, modes):
+            return super().test(cfg, model, mode_evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Results:
+        """Evaluate with test-time augmentation: the scales and the flip of TEST.AUG.
+
+        Returns:
+            results as :meth:`test` without modes, their names (of tasks, or of data sets if there
+            are several) ending in "_TTA".
+
+        Raises:
+            ValueError: the model is one that detectron2 cannot augment.
+        """
+        for key, is_set in (
+            ("MODEL.KEYPOINT_ON", cfg.MODEL.KEYPOINT_ON),
+            ("MODEL.LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS),
+        ):
+            if is_set:
+                raise ValueError(
+                    f"TEST.AUG.ENABLED is True and {key} is True: detectron2 has no test-time "
+                    "augmentation for that; set TEST.AUG.ENABLED False"
+                )
+        logger.info(
+            "Evaluating with test-time augmentation: short sides %s, flip %s",
+            list(cfg.TEST.AUG.MIN_SIZES),
+            cfg.TEST.AUG.FLIP,
+        )
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [build_evaluator(name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{name}_TTA": result for name, result in results.items()}
 
     @classmethod
     def build_evaluator(

@@ -1,5 +1,19 @@
-"""Evaluation: detectron2's evaluators, chosen by data set."""
+"""Evaluation: detectron2's evaluators, chosen by data set, and scoring one model several ways."""
 
 from doublehead_d2.evaluation.build import build_evaluator
+from doublehead_d2.evaluation.modes import (
+    ModesEvaluator,
+    configured_mode,
+    double_heads,
+    paper_modes,
+    score_modes,
+)
 
-__all__ = ["build_evaluator"]
+__all__ = [
+    "ModesEvaluator",
+    "build_evaluator",
+    "configured_mode",
+    "double_heads",
+    "paper_modes",
+    "score_modes",
+]

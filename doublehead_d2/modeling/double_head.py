@@ -91,6 +91,9 @@ class DoubleHeadROIHeads(StandardROIHeads):
         self.reg_roi_scale = reg_roi_scale
         self.score_fusion = score_fusion
         self.box_source = box_source
+        # Ways to score the model, set by `score_modes` for an evaluation: name to
+        # (score fusion, box source). Detections then carry the index of their mode.
+        self.modes: dict[str, tuple[str, str]] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -151,13 +154,15 @@ class DoubleHeadROIHeads(StandardROIHeads):
     ) -> dict[str, Tensor] | list[Instances]:
         predictions = self.predict(features, [x.proposal_boxes for x in proposals])
         if not self.training:
+            if self.modes:
+                return self._inference_in_modes(predictions, proposals)
             return self.inference(predictions, proposals)[0]
 
         losses = self.losses(predictions, proposals)
         # The mask and keypoint heads see the boxes that inference will give them.
         # Losses come first, because the proposals are changed in place.
         if self.train_on_pred_boxes:
-            layers, head_predictions = self._box_source(predictions)
+            layers, head_predictions = self._box_source(predictions, self.box_source)
             with torch.no_grad():
                 pred_boxes = layers.predict_boxes_for_gt_classes(head_predictions, proposals)
             for proposals_per_image, boxes_per_image in zip(proposals, pred_boxes, strict=True):
@@ -189,25 +194,32 @@ class DoubleHeadROIHeads(StandardROIHeads):
         return {name: loss for name, loss in losses.items() if loss is not None}
 
     def inference(
-        self, predictions: DoubleHeadPredictions, proposals: list[Instances]
+        self,
+        predictions: DoubleHeadPredictions,
+        proposals: list[Instances],
+        score_fusion: str | None = None,
+        box_source: str | None = None,
     ) -> tuple[list[Instances], list[Tensor]]:
         """Detections from fused scores (Section 4.2) and the boxes of one head.
 
         Args:
             predictions: of :meth:`predict` for the boxes of `proposals`.
             proposals: N elements with `proposal_boxes`.
+            score_fusion: instead of the configured one, one of `config.SCORE_FUSIONS`.
+            box_source: instead of the configured one, one of `config.BOX_SOURCES`.
 
         Returns:
             detections with `pred_boxes`, `scores` and `pred_classes`, and for each image the
             indices of its proposals that they come from, as `fast_rcnn_inference` gives them.
         """
-        layers, head_predictions = self._box_source(predictions)
+        fusion = score_fusion or self.score_fusion
+        layers, head_predictions = self._box_source(predictions, box_source or self.box_source)
         cls_probs = self.box_predictor.predict_probs(predictions.cls_head, proposals)
         reg_probs = self.reg_predictor.predict_probs(predictions.reg_head, proposals)
         return fast_rcnn_inference(
             layers.predict_boxes(head_predictions, proposals),
             [
-                fuse_scores(cls_probs_per_image, reg_probs_per_image, self.score_fusion)
+                fuse_scores(cls_probs_per_image, reg_probs_per_image, fusion)
                 for cls_probs_per_image, reg_probs_per_image in zip(
                     cls_probs, reg_probs, strict=True
                 )
@@ -218,11 +230,29 @@ class DoubleHeadROIHeads(StandardROIHeads):
             self.box_predictor.test_topk_per_image,
         )
 
+    def _inference_in_modes(
+        self, predictions: DoubleHeadPredictions, proposals: list[Instances]
+    ) -> list[Instances]:
+        """Detections of all `modes` together, their field `modes` the index of the mode.
+
+        One `Instances` an image passes through the mask head and detectron2's post-processing like
+        any other, so that the network runs once however many modes there are.
+        """
+        by_mode = []
+        for index, (score_fusion, box_source) in enumerate(self.modes.values()):
+            detections, _ = self.inference(predictions, proposals, score_fusion, box_source)
+            for detections_per_image in detections:
+                detections_per_image.modes = torch.full_like(
+                    detections_per_image.pred_classes, index
+                )
+            by_mode.append(detections)
+        return [Instances.cat(list(modes)) for modes in zip(*by_mode, strict=True)]
+
     def _box_source(
-        self, predictions: DoubleHeadPredictions
+        self, predictions: DoubleHeadPredictions, box_source: str
     ) -> tuple[HeadOutputLayers, HeadPredictions]:
         """Output layers and predictions of the head whose boxes are used."""
-        if self.box_source == "cls_head":
+        if box_source == "cls_head":
             return self.box_predictor, predictions.cls_head
         return self.reg_predictor, predictions.reg_head
 

@@ -1,0 +1,236 @@
+"""Mixed precision, test-time augmentation, precomputed proposals, test sets without annotations."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from conftest import TINY_EXT
+from doublehead_d2 import model_zoo
+from doublehead_d2.engine import Trainer, argument_parser, main
+from doublehead_d2.engine.amp import AMPTrainer
+
+SHORT = ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 3]
+
+
+def cfg_of(name: str, output: Path, *opts: object) -> CfgNode:
+    cfg = model_zoo.get_config(name)
+    cfg.merge_from_list([*SHORT, "DATASETS.TEST", (), *opts, "OUTPUT_DIR", str(output)])
+    return cfg
+
+
+def evaluate(config: Path, output: Path, *opts: str) -> dict:
+    words = ["--config-file", str(config), "--eval-only", "OUTPUT_DIR", str(output), *opts]
+    return main(argument_parser().parse_args(words))
+
+
+# ------------------------------------------------------------------------------------- AMP
+
+
+class Batches:
+    """A loader that gives one batch again and again."""
+
+    def __iter__(self) -> object:
+        while True:
+            yield torch.ones(4, 8)
+
+
+class Losses(torch.nn.Module):
+    """Losses of a linear layer, and the types that it computes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 2)
+        self.types: list[torch.dtype] = []
+
+    def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.linear(batch)
+        self.types.append(y.dtype)
+        return {"loss_a": y[:, 0].float().square().mean(), "loss_b": y[:, 1].float().abs().mean()}
+
+
+def amp_trainer(model: Losses) -> AMPTrainer:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    return AMPTrainer(model, Batches(), optimizer)
+
+
+def test_amp_step_computes_in_half_precision_and_learns() -> None:
+    torch.manual_seed(0)
+    model = Losses()
+    before = [p.clone() for p in model.parameters()]
+    trainer = amp_trainer(model)
+    trainer.train(0, 3)
+    assert model.types == [torch.bfloat16] * 3
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert new.dtype == torch.float32 and not torch.equal(old, new)
+    assert "loss_a" in trainer.storage.latest()
+
+
+def test_amp_state_is_kept_and_that_of_full_precision_is_accepted() -> None:
+    first, second = amp_trainer(Losses()), amp_trainer(Losses())
+    first.train(0, 2)
+    state = first.state_dict()
+    second.load_state_dict(state)
+    assert second.optimizer.state_dict()["state"].keys() == state["optimizer"]["state"].keys()
+    del state["grad_scaler"]
+    second.load_state_dict(state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [TINY_EXT, "Shapes-Detection/single_fc_rcnn_tiny.yaml"], ids=["ext", "single"]
+)
+def test_amp_losses_are_those_of_full_precision_to_its_rounding(
+    name: str, shapes: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for amp in (False, True):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002  detectron2's augmentations draw from it
+        cfg = cfg_of(name, tmp_path / str(amp), "SOLVER.AMP.ENABLED", amp, "SOLVER.MAX_ITER", 1)
+        cfg.INPUT.RANDOM_FLIP = "none"
+        trainer = Trainer(cfg)
+        assert isinstance(trainer._trainer, AMPTrainer) == amp
+        trainer.train()
+        latest = trainer.storage.latest()
+        losses.append({k: v[0] for k, v in latest.items() if k.startswith("loss")})
+    assert losses[0] == pytest.approx(losses[1], rel=0.1, abs=0.02)
+    assert losses[0] != losses[1]
+
+
+# ------------------------------------------------------------------------------------- TTA
+
+
+@pytest.mark.slow
+def test_tta_augments_and_reports_both_results(trained: Path, tmp_path: Path) -> None:
+    cfg = model_zoo.get_config(str(trained / "config.yaml"))
+    assert (cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.FLIP) == ((102, 128, 160), True)
+    results = evaluate(trained / "config.yaml", tmp_path, "TEST.AUG.ENABLED", "True")
+    assert set(results) == {"bbox", "bbox_TTA"}
+    assert results["bbox"] != results["bbox_TTA"]
+    # Other views of one image agree on what is there.
+    assert results["bbox_TTA"]["AP50"] > 0.8 * results["bbox"]["AP50"] > 15
+    assert (tmp_path / "inference_TTA" / "coco_instances_results.json").is_file()
+
+
+@pytest.mark.slow
+def test_tta_at_one_scale_without_flip_is_the_plain_evaluation(
+    trained: Path, tmp_path: Path
+) -> None:
+    opts = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(128,)", "TEST.AUG.FLIP", "False"]
+    results = evaluate(trained / "config.yaml", tmp_path, *opts)
+    # Merging suppresses overlaps again and drops nothing, so it is the same to rounding.
+    assert results["bbox_TTA"]["AP"] == pytest.approx(results["bbox"]["AP"], abs=0.05)
+
+
+@pytest.mark.slow
+def test_training_ends_with_tta(shapes: Path, tmp_path: Path) -> None:
+    opts = ["TEST.AUG.ENABLED", True, "DATASETS.TEST", ("shapes_val",)]
+    cfg = cfg_of(TINY_EXT, tmp_path, *opts, "TEST.AUG.MIN_SIZES", (128,))
+    trainer = Trainer(cfg)
+    trainer.train()
+    lines = (tmp_path / "metrics.json").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert "bbox/AP" in last and "bbox_TTA/AP" in last
+
+
+@pytest.mark.parametrize("key", ["MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"])
+def test_tta_that_detectron2_lacks_is_refused(key: str, tmp_path: Path) -> None:
+    cfg = cfg_of(TINY_EXT, tmp_path, key, True)
+    with pytest.raises(ValueError, match=f"TEST.AUG.ENABLED is True and {key} is True"):
+        Trainer.test_with_TTA(cfg, torch.nn.Identity())
+
+
+# ------------------------------------------------------------------------------------- proposals
+
+
+def write_proposals(dataset: str, path: Path) -> str:
+    """A proposal file in detectron2's format: the objects themselves and one other box an image."""
+    records = DatasetCatalog.get(dataset)
+    boxes = []
+    for record in records:
+        objects = np.array([a["bbox"] for a in record["annotations"]], np.float32).reshape(-1, 4)
+        objects[:, 2:] += objects[:, :2]  # XYWH to XYXY
+        boxes.append(np.concatenate([objects, [[5, 5, 100, 90]]]).astype(np.float32))
+    content = {
+        "ids": [record["image_id"] for record in records],
+        "boxes": boxes,
+        "objectness_logits": [np.ones(len(b), np.float32) for b in boxes],
+        "bbox_mode": 0,
+    }
+    path.write_bytes(pickle.dumps(content))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_precomputed_proposals_train_and_evaluate(shapes: Path, tmp_path: Path) -> None:
+    opts = ["MODEL.LOAD_PROPOSALS", True, "DATASETS.TEST", ("shapes_val",)]
+    opts += ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"]
+    for split, key in (("train", "TRAIN"), ("val", "TEST")):
+        path = write_proposals(f"shapes_{split}", tmp_path / f"{split}.pkl")
+        opts += [f"DATASETS.PROPOSAL_FILES_{key}", (path,)]
+    trainer = Trainer(cfg_of(TINY_EXT, tmp_path, *opts))
+    assert trainer.model.proposal_generator is None
+    results = trainer.train()
+    losses = trainer.storage.latest()
+    assert "loss_box_reg_unfocused" in losses and "loss_rpn_cls" not in losses
+    assert results is None or "bbox" in results
+    assert (tmp_path / "inference" / "coco_instances_results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            ["MODEL.LOAD_PROPOSALS", True],
+            "PROPOSAL_GENERATOR.NAME is 'RPN'; with MODEL.LOAD_PROPOSALS True allowed: 'Precomp",
+        ),
+        (
+            ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"],
+            "'PrecomputedProposals', which needs MODEL.LOAD_PROPOSALS True",
+        ),
+        (
+            [
+                "MODEL.LOAD_PROPOSALS",
+                True,
+                *("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"),
+            ],
+            "DATASETS.PROPOSAL_FILES_TRAIN has 0 files for 1 data sets",
+        ),
+    ],
+)
+def test_proposals_that_would_be_ignored_or_missing_are_refused(
+    opts: list, message: str, shapes: Path
+) -> None:
+    words = ["--config-file", TINY_EXT, *map(str, opts)]
+    with pytest.raises(ValueError, match=message):
+        main(argument_parser().parse_args(words))
+
+
+# ------------------------------------------------------------------------------------- test-dev
+
+
+@pytest.mark.slow
+def test_results_file_for_images_without_annotations(trained: Path, tmp_path: Path) -> None:
+    """COCO test-dev is such a set: its file has images and categories and nothing else."""
+    data = Path(MetadataCatalog.get("shapes_val").json_file)
+    content = json.loads(data.read_text())
+    del content["annotations"]
+    (tmp_path / "info.json").write_text(json.dumps(content))
+    root = MetadataCatalog.get("shapes_val").image_root
+    name = "test_images_without_annotations"
+    register_coco_instances(name, {}, str(tmp_path / "info.json"), root)
+    try:
+        evaluate(trained / "config.yaml", tmp_path, "DATASETS.TEST", f"('{name}',)")
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    results = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score"} <= set(results[0])
+    assert {result["category_id"] for result in results} <= {1, 2, 3}  # the file's own ids
