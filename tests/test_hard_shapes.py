@@ -39,8 +39,8 @@ def test_an_image_depends_on_its_generator_only() -> None:
 def test_objects_are_as_hard_as_they_are_said_to_be(many: list) -> None:
     objects = [shape for shapes in many for shape in shapes]
     sides = [max(s.box[2] - s.box[0], s.box[3] - s.box[1]) for s in objects]
-    assert min(sides) < 10 and max(sides) > 90  # scale range
-    assert {s.category for s in objects} == set(range(6))
+    assert min(sides) < 14 and max(sides) > 90  # scale range
+    assert {s.category for s in objects} == set(range(4))
     assert 0.1 < np.mean([s.truncated for s in objects]) < 0.5  # partial objects
     overlapping = [
         hard_shapes.box_overlap(a.box, b.box) > 0.2
@@ -80,18 +80,12 @@ def test_classes_have_the_outlines_they_are_named_after() -> None:
             ("ellipse", hard_shapes.ELONGATION, 40),
             ("square", (1.0, 1.0), 4),
             ("rectangle", hard_shapes.ELONGATION, 4),
-            ("pentagon", None, 5),
-            ("hexagon", None, 6),
         ):
             outline = hard_shapes._OUTLINES[name](rng)
             assert len(outline) == vertices
-            sides = np.linalg.norm(outline - np.roll(outline, 1, axis=0), axis=1)
-            if ratio is None:
-                np.testing.assert_allclose(sides, sides[0])
-            else:
-                (_, (w, h), _) = cv2.minAreaRect((outline * 100).astype(np.float32))
-                # A circle's polygon of 40 corners is not wholly round.
-                assert ratio[0] - 0.02 <= max(w, h) / min(w, h) <= ratio[1] + 0.02
+            (_, (w, h), _) = cv2.minAreaRect((outline * 100).astype(np.float32))
+            # A circle's polygon of 40 corners is not wholly round.
+            assert ratio[0] - 0.02 <= max(w, h) / min(w, h) <= ratio[1] + 0.02
     assert tuple(hard_shapes._OUTLINES) == HARD_SHAPES_CLASSES
 
 

@@ -1,0 +1,147 @@
+"""The rows of the paper's Tables 1 and 3 and what is said about a study of them: numbers alone."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# COCO AP of the paper, in percent, by the config of the row (Table 1)
+TABLE_1 = {
+    "single_fc_w1": 36.8,
+    "single_conv_w1": 35.9,
+    "double_fc_w1": 37.3,
+    "double_conv_w1": 33.8,
+    "double_head_reverse_w1": 32.6,
+    "double_head_w1": 38.8,
+    "double_fc_tuned": 38.1,
+    "double_conv_tuned": 34.3,
+    "double_head_reverse_tuned": 32.0,
+    "double_head_tuned": 39.5,
+}
+# By fusion (Table 3); "cls_head" is "no fusion"
+TABLE_3 = {"cls_head": 39.7, "max": 39.9, "average": 40.1, "complementary": 40.3}
+# Ways to score the Ext model: the fusions of Table 3, then (a) and (b) of Fig. 8; its (c) and (d)
+# are "cls_head" and "complementary". Name to (score fusion, box source).
+EXT_MODES = {
+    **{fusion: (fusion, "reg_head") for fusion in TABLE_3},
+    "reg_head_alone": ("reg_head", "reg_head"),
+    "cls_head_alone": ("cls_head", "cls_head"),
+}
+EXT = "double_head_ext"
+METRICS = ("AP", "AP50", "AP75")
+
+Scores = Mapping[str, Mapping[int, Mapping[str, float]]]  # row, seed, metric: percent
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over seeds, in percent: its mean and the standard deviation of single runs."""
+
+    mean: float
+    deviation: float | None  # None for a single seed
+    count: int
+
+    def __str__(self) -> str:
+        spread = "" if self.deviation is None else f" ± {self.deviation:.2f}"
+        return f"{self.mean:.2f}{spread}"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation (n - 1) of at least one value."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), deviation, len(values))
+
+
+def summarize(scores: Scores) -> dict[str, dict[str, Spread]]:
+    """Spread of every metric over the seeds of every row that has any."""
+    return {
+        row: {metric: spread([run[metric] for run in by_seed.values()]) for metric in METRICS}
+        for row, by_seed in scores.items()
+        if by_seed
+    }
+
+
+def markdown_table(scores: Scores, paper: Mapping[str, float]) -> str:
+    """Rows with mean ± standard deviation, number of seeds and the AP of the paper.
+
+    Args:
+        scores: results by row and seed; rows without a result are shown as missing.
+        paper: AP in the paper by row, for those that are in it.
+    """
+    summary = summarize(scores)
+    lines = [
+        "| row | AP | AP50 | AP75 | seeds | AP in the paper (COCO) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in scores:
+        cells = [str(summary[row][m]) if row in summary else "–" for m in METRICS]
+        seeds = ", ".join(map(str, sorted(scores[row]))) or "none yet"
+        lines.append(f"| {row} | {' | '.join(cells)} | {seeds} | {paper.get(row, '–')} |")
+    return "\n".join(lines)
+
+
+def order_statement(
+    scores: Scores, rows: Sequence[str], *, first: str | None = None, last: str | None = None
+) -> str:
+    """Whether `first` has the highest and `last` the lowest mean AP of `rows`, in a sentence.
+
+    Gaps are given with their standard error, from the differences within each seed, so that a
+    reader sees whether they are more than the spread of seeds. Only seeds that all `rows` have
+    are compared.
+    """
+    missing = [row for row in rows if not scores[row]]
+    if missing:
+        return f"not yet known: no result for {', '.join(missing)}"
+    seeds = sorted(set.intersection(*(set(scores[row]) for row in rows)))
+    if not seeds:
+        return "not yet known: no seed has a result for every row"
+    aps = {row: [scores[row][seed]["AP"] for seed in seeds] for row in rows}
+    ranking = sorted(rows, key=lambda row: -statistics.fmean(aps[row]))
+    statements = []
+    for wanted, place, found, rival in (
+        (first, "first", ranking[0], ranking[1]),
+        (last, "last", ranking[-1], ranking[-2]),
+    ):
+        if wanted is None:
+            continue
+        other = rival if wanted == found else found
+        gap = spread([a - b for a, b in zip(aps[wanted], aps[other], strict=True)])
+        verdict = "yes" if wanted == found else f"no, {found} is"
+        error = "unknown with a single seed"
+        if gap.deviation is not None:
+            error = f"{gap.deviation / gap.count**0.5:.2f}"
+        statements.append(
+            f"{wanted} {place}: {verdict} ({gap.mean:+.2f} AP to {other}, standard error {error})"
+        )
+    return "; ".join(statements)
+
+
+def report(table_1: Scores, ext: Scores) -> str:
+    """Both tables in Markdown and whether the paper's order appears in them."""
+    singles = ["single_fc_w1", "single_conv_w1"]
+    statements = []
+    for group in ("w1", "tuned"):
+        doubles = [row for row in TABLE_1 if row.startswith("double") and row.endswith(group)]
+        order = order_statement(
+            table_1,
+            singles + doubles,
+            first=f"double_head_{group}",
+            last=f"double_head_reverse_{group}",
+        )
+        statements.append(f"- Table 1, weights {group}: {order}.")
+    order = order_statement(ext, list(TABLE_3), first="complementary", last="cls_head")
+    statements.append(f"- Table 3: {order}.")
+    return "\n".join(
+        [
+            "Box AP in percent on shapes_hard_val, mean ± standard deviation of single runs.",
+            "",
+            "## Table 1: head structures",
+            markdown_table(table_1, TABLE_1),
+            "",
+            "## Table 3: fusion of a Double-Head-Ext, and its heads alone",
+            markdown_table(ext, TABLE_3),
+            "",
+            "## Does the paper's order appear?",
+            *statements,
+            "",
+        ]
+    )

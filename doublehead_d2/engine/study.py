@@ -1,0 +1,118 @@
+"""One training of a study of the paper's tables, from config to scores."""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from doublehead_d2 import model_zoo
+from doublehead_d2.analysis.paper_tables import EXT, EXT_MODES, METRICS
+from doublehead_d2.config import fall_back_to_cpu
+from doublehead_d2.engine.trainer import Trainer
+from doublehead_d2.evaluation import ModesEvaluator, build_evaluator, score_modes
+
+BACKBONE = "backbone"  # the run whose backbone, FPN and RPN all others start from
+BACKBONE_SCHEDULE = 6  # it starts from nothing and is trained this many times longer
+RESULT_FILE = "result.json"
+_EXT_CONFIG = "COCO-Detection/double_head_ext_rcnn_R_50_FPN_paper_1x.yaml"
+
+
+def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
+    """Train one row, score it, and write `output`/`row`/`seed`/result.json.
+
+    Args:
+        row: `BACKBONE`, `paper_tables.EXT` or the name of a config in Ablations/.
+        seed: of weights, data order and sampling.
+        output: folder of the study; rows need the backbone that was trained there.
+        opts: config changes, key and value in turn.
+    """
+    folder = output / row / str(seed)
+    cfg = study_config(row, seed, output, opts)
+    test_sets = cfg.DATASETS.TEST
+    cfg.DATASETS.TEST = ()  # scored below, each row in its own way
+    cfg.freeze()
+    setup_logger(str(folder), name="doublehead_d2")
+    default_setup(cfg, argparse.Namespace(config_file=""))
+    start = time.perf_counter()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    seconds = time.perf_counter() - start
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = test_sets
+    scores = evaluate(cfg, trainer.model, EXT_MODES if row == EXT else None)
+    if row == BACKBONE:
+        weights = trainer.model.state_dict()
+        kept = {name: value for name, value in weights.items() if not name.startswith("roi_heads.")}
+        torch.save({"model": kept}, output / f"{BACKBONE}.pth")
+    result = {
+        "row": row,
+        "seed": seed,
+        "scores": scores,
+        "iterations": cfg.SOLVER.MAX_ITER,
+        "train_seconds": round(seconds, 1),
+    }
+    # Last, and at once: its presence says that the run is complete.
+    partial = folder / f"{RESULT_FILE}.partial"
+    partial.write_text(json.dumps(result) + "\n")
+    os.replace(partial, folder / RESULT_FILE)
+
+
+def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> CfgNode:
+    """The config of a row at the study's size."""
+    # Both heads of Ext learn both tasks, so that the backbone it leaves favours no row.
+    name = {BACKBONE: _EXT_CONFIG, EXT: _EXT_CONFIG}
+    cfg = model_zoo.read_config(model_zoo.get_config_file(name.get(row, f"Ablations/{row}.yaml")))
+    cfg.merge_from_file(model_zoo.get_config_file("Overlay-Shapes-Study.yaml"))
+    cfg.merge_from_list(list(opts))
+    fall_back_to_cpu(cfg)
+    cfg.SEED = seed
+    cfg.OUTPUT_DIR = str(output / row / str(seed))
+    if row == BACKBONE:
+        cfg.MODEL.BACKBONE.FREEZE_AT = 0
+        cfg.MODEL.RESNETS.NORM = "BN"
+        cfg.SOLVER.MAX_ITER *= BACKBONE_SCHEDULE
+    else:
+        cfg.MODEL.WEIGHTS = str(output / f"{BACKBONE}.pth")
+    return cfg
+
+
+def evaluate(
+    cfg: CfgNode, model: nn.Module, modes: dict[str, tuple[str, str]] | None
+) -> dict[str, dict[str, float]]:
+    """Box scores in percent, by mode; without `modes` as the model is configured, as "box"."""
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    (dataset,) = cfg.DATASETS.TEST
+    if modes is None:
+        results = {"box": Trainer.test(cfg, model)["bbox"]}
+    else:
+        evaluator = ModesEvaluator(
+            {mode: build_evaluator(dataset, os.path.join(folder, mode)) for mode in modes}
+        )
+        with score_modes(model, modes):
+            by_mode = Trainer.test(cfg, model, [evaluator])
+        results = {mode: by_mode[f"bbox_{mode}"] for mode in modes}
+    return {mode: {m: metrics[m] for m in METRICS} for mode, metrics in results.items()}
+
+
+def description() -> dict[str, str]:
+    """Hardware and versions that results depend on."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    packages = ("torch", "torchvision", "detectron2", "numpy")
+    versions = [f"{name} {metadata.version(name)}" for name in packages]
+    return {
+        "hardware": ", ".join(gpus) or f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+    }

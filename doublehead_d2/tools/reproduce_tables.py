@@ -1,0 +1,131 @@
+"""Tables 1 and 3 of the paper on the built-in shapes_hard data, at a size that a CPU can train.
+
+Trains every row of Table 1 and a Double-Head-Ext once per seed, all from one backbone with FPN and
+RPN that is trained first (in place of ImageNet's) and stays frozen, scores the Ext model with every
+fusion in one pass, and writes results.json and tables.md. Finished runs are kept: it can be stopped
+and started again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from doublehead_d2.analysis import paper_tables
+from doublehead_d2.data import check_datasets, write_shapes
+from doublehead_d2.data.builtin import shapes_root
+from doublehead_d2.engine.study import BACKBONE, RESULT_FILE, description, run
+
+MODULE = "doublehead_d2.tools.reproduce_tables"
+ROWS = [*paper_tables.TABLE_1, paper_tables.EXT]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns its exit code."""
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    parser.add_argument("--output", default="output/tables", help="folder (output/tables)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, metavar="ROW",
+                        help=f"some of: {' '.join(ROWS)} (all)")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (1)")
+    parser.add_argument("--run", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="config changes, KEY VALUE ..., last"
+    )
+    args = parser.parse_args(argv)
+    output = Path(args.output)
+    if args.run:
+        run(args.run[0], int(args.run[1]), output, args.opts)
+        return 0
+    if args.jobs < 1 or min(args.seeds) < 0:
+        parser.error("--jobs must be 1 or more, --seeds 0 or more")
+    try:
+        _keep_settings(output, args.opts)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    try:
+        check_datasets(("shapes_hard_train", "shapes_hard_val"))
+    except FileNotFoundError:
+        write_shapes(shapes_root(hard=True), num_val=500, hard=True)
+
+    failed = _run_all([(BACKBONE, 0)], output, 1, args.opts)
+    if not failed:
+        # Seed by seed, so that a study that is stopped early compares equals.
+        runs = [(row, seed) for seed in args.seeds for row in args.rows]
+        failed = _run_all(runs, output, args.jobs, args.opts)
+    print(write_tables(output))
+    for name in failed:
+        print(f"failed: {name}, see {output / name}/stdout.txt", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def write_tables(output: Path) -> str:
+    """Write results.json and tables.md from the finished runs in `output`; returns the latter."""
+    results = [json.loads(p.read_text()) for p in sorted(output.glob(f"*/*/{RESULT_FILE}"))]
+    table_1: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.TABLE_1}
+    ext: dict[str, dict[int, dict[str, float]]] = {mode: {} for mode in paper_tables.EXT_MODES}
+    for result in results:
+        for mode, scores in result["scores"].items():
+            if result["row"] == paper_tables.EXT:
+                ext[mode][result["seed"]] = scores
+            elif result["row"] in table_1:
+                table_1[result["row"]][result["seed"]] = scores
+    environment = description()
+    text = paper_tables.report(table_1, ext)
+    text += "\n" + "\n".join(f"- {name}: {value}" for name, value in environment.items()) + "\n"
+    settings = json.loads((output / "settings.json").read_text())
+    content = {"environment": environment, **settings, "runs": results}
+    (output / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    (output / "tables.md").write_text(text)
+    return text
+
+
+def _keep_settings(output: Path, opts: Sequence[str]) -> None:
+    """Refuse to mix runs of different settings in one folder."""
+    path = output / "settings.json"
+    if path.exists():
+        found = json.loads(path.read_text())["opts"]
+        if found != list(opts):
+            raise ValueError(
+                f"{output} holds runs with --opts {' '.join(found) or '(none)'}, not "
+                f"{' '.join(opts) or '(none)'}; choose another --output"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"opts": list(opts)}) + "\n")
+
+
+def _run_all(
+    runs: Sequence[tuple[str, int]], output: Path, jobs: int, opts: Sequence[str]
+) -> list[str]:
+    """Run what is not finished, each in a process of its own; returns those that failed."""
+
+    def run_one(row_and_seed: tuple[str, int]) -> str | None:
+        row, seed = row_and_seed
+        folder = output / row / str(seed)
+        if (folder / RESULT_FILE).exists():
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{row}, seed {seed}: log in {folder}", flush=True)
+        command = [sys.executable, "-m", MODULE, "--output", str(output)]
+        command += ["--run", row, str(seed), "--opts", *opts]
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        with open(folder / "stdout.txt", "w") as log:
+            status = subprocess.run(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": threads},
+            )
+        return f"{row}/{seed}" if status.returncode else None
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return [name for name in pool.map(run_one, runs) if name]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

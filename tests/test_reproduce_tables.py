@@ -1,0 +1,132 @@
+"""The study of the paper's tables: its numbers, its sentences, its configs, and a short run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import DATASETS
+from doublehead_d2 import model_zoo
+from doublehead_d2.analysis import paper_tables
+from doublehead_d2.data import write_shapes
+from doublehead_d2.engine.study import study_config
+from doublehead_d2.tools import reproduce_tables
+
+
+def scores(**aps: list[float]) -> dict:
+    return {
+        row: {seed: {"AP": ap, "AP50": ap + 1, "AP75": ap - 1} for seed, ap in enumerate(values)}
+        for row, values in aps.items()
+    }
+
+
+def test_spread_by_hand() -> None:
+    # Mean of 1, 2, 6 is 3; deviations -2, -1, 3; (4 + 1 + 9) / 2 = 7.
+    found = paper_tables.spread([1.0, 2.0, 6.0])
+    assert (found.mean, found.count) == (3.0, 3) and found.deviation == pytest.approx(7**0.5)
+    assert str(found) == "3.00 ± 2.65"
+    assert str(paper_tables.spread([4.0])) == "4.00"
+
+
+def test_order_by_hand() -> None:
+    found = scores(a=[10.0, 12.0], b=[8.0, 8.0], c=[5.0, 7.0])
+    # By seed a - b is 2, 4 and c - b is -3, -1: standard deviations sqrt(2), over sqrt(2) seeds.
+    statement = paper_tables.order_statement(found, ["a", "b", "c"], first="a", last="c")
+    assert statement == (
+        "a first: yes (+3.00 AP to b, standard error 1.00); "
+        "c last: yes (-2.00 AP to b, standard error 1.00)"
+    )
+    statement = paper_tables.order_statement(found, ["a", "b", "c"], first="b", last="b")
+    assert "b first: no, a is (-3.00 AP to a" in statement
+    assert "b last: no, c is (+2.00 AP to c" in statement
+
+
+def test_order_compares_the_seeds_that_all_rows_have() -> None:
+    found = scores(a=[10.0, 12.0], b=[8.0])
+    statement = paper_tables.order_statement(found, ["a", "b"], first="a")
+    assert statement == "a first: yes (+2.00 AP to b, standard error unknown with a single seed)"
+    apart = {"a": {1: found["a"][1]}, "b": found["b"]}
+    assert "no seed has a result" in paper_tables.order_statement(apart, ["a", "b"], first="a")
+
+
+def test_order_with_missing_rows_or_one_seed() -> None:
+    found = scores(a=[10.0], b=[], c=[5.0])
+    assert "no result for b" in paper_tables.order_statement(found, ["a", "b"], first="a")
+    statement = paper_tables.order_statement(found, ["a", "c"], first="a")
+    assert "unknown with a single seed" in statement
+
+
+def test_table_shows_missing_rows() -> None:
+    lines = paper_tables.markdown_table(scores(a=[10.0, 12.0], b=[]), {"a": 36.8}).splitlines()
+    assert lines[2] == "| a | 11.00 ± 1.41 | 12.00 ± 1.41 | 10.00 ± 1.41 | 0, 1 | 36.8 |"
+    assert lines[3] == "| b | – | – | – | none yet | – |"
+
+
+def test_rows_are_the_papers() -> None:
+    assert len(paper_tables.TABLE_1) == 10
+    configs = {name.split("/")[1] for name in model_zoo.list_configs()}
+    assert {f"{row}.yaml" for row in paper_tables.TABLE_1} <= configs
+    assert max(paper_tables.TABLE_1.values()) == paper_tables.TABLE_1["double_head_tuned"]
+
+
+@pytest.mark.parametrize("row", reproduce_tables.ROWS)
+def test_the_overlay_changes_sizes_and_no_heads(row: str, tmp_path: Path) -> None:
+    cfg = study_config(row, 3, tmp_path, ["SOLVER.MAX_ITER", "7"])
+    name = f"Ablations/{row}.yaml"
+    if row == paper_tables.EXT:
+        name = "COCO-Detection/double_head_ext_rcnn_R_50_FPN_paper_1x.yaml"
+    full = model_zoo.get_config(name)
+    for node in (cfg, full):
+        node.MODEL.ROI_BOX_HEAD.FC_DIM = 0
+        for key in ("DIM", "BOTTLENECK_DIM", "NONLOCAL_DIM"):
+            node.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD[key] = 0
+    assert cfg.MODEL.ROI_DOUBLE_HEAD == full.MODEL.ROI_DOUBLE_HEAD
+    assert cfg.MODEL.ROI_BOX_HEAD == full.MODEL.ROI_BOX_HEAD
+    assert cfg.MODEL.ROI_HEADS.NAME == full.MODEL.ROI_HEADS.NAME
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER) == (3, 7)
+    assert str(tmp_path / "backbone.pth") == cfg.MODEL.WEIGHTS
+
+
+def test_settings_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps({"opts": ["SOLVER.MAX_ITER", "5"]}))
+    assert reproduce_tables.main(["--output", str(tmp_path), "--seeds", "1"]) == 1
+    assert "holds runs with --opts SOLVER.MAX_ITER 5, not (none)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_short_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shapes(DATASETS / "shapes_hard", num_train=8, num_val=3, hard=True)
+    rows = ["single_conv_w1", "double_head_ext"]
+    opts = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "4"]
+    words = ["--output", str(tmp_path), "--jobs", "2", "--rows", *rows, "--seeds", "1"]
+    assert reproduce_tables.main([*words, "--opts", *opts]) == 0, capsys.readouterr().err
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert {(r["row"], r["seed"]) for r in content["runs"]} == {
+        ("backbone", 0),
+        *((row, 1) for row in rows),
+    }
+    assert "torch" in content["environment"]["versions"]
+    (ext,) = [r for r in content["runs"] if r["row"] == "double_head_ext"]
+    assert set(ext["scores"]) == set(paper_tables.EXT_MODES)
+    # All rows start from the weights that were trained first, and leave the backbone as it is.
+    start = torch.load(tmp_path / "backbone.pth")["model"]
+    assert not any(name.startswith("roi_heads") for name in start)
+    for row in rows:
+        end = torch.load(tmp_path / row / "1" / "model_final.pth")["model"]
+        name = "backbone.bottom_up.res5.1.conv2.weight"
+        torch.testing.assert_close(end[name], start[name], rtol=0, atol=0)
+        name = "backbone.fpn_output2.weight"
+        torch.testing.assert_close(end[name], start[name], rtol=0, atol=0.05)
+        assert not torch.equal(end[name], start[name])
+
+    # What is done is not done again, and what is new or was interrupted is.
+    capsys.readouterr()
+    (tmp_path / "single_conv_w1" / "1" / "result.json").unlink()
+    words = ["--output", str(tmp_path), "--jobs", "2", "--rows", rows[0], "--seeds", "1", "2"]
+    assert reproduce_tables.main([*words, "--opts", *opts]) == 0
+    started = [x for x in capsys.readouterr().out.splitlines() if "log in" in x]
+    assert [x.split(":")[0] for x in started] == [f"{rows[0]}, seed {s}" for s in (1, 2)]
+    text = (tmp_path / "tables.md").read_text()
+    assert "| complementary | " in text and "| 1 | 40.3 |" in text and "| 1, 2 | 35.9 |" in text
+    assert "Table 1, weights tuned: not yet known: no result for single_fc_w1" in text
