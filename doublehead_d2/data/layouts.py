@@ -40,14 +40,16 @@ class ShapesKind:
     Args:
         classes: names in the order of ``Shape.category``.
         draw: draws an image, H x W x 3 BGR uint8, and its objects from a random generator.
+        num_val: validation images, if no other number is asked for.
     """
 
     classes: tuple[str, ...]
     draw: Callable[[np.random.Generator], tuple[np.ndarray, tuple[Shape, ...]]]
+    num_val: int
 
 
-EASY = ShapesKind(SHAPES_CLASSES, draw_image)
-HARD = ShapesKind(HARD_SHAPES_CLASSES, draw_hard_image)
+EASY = ShapesKind(SHAPES_CLASSES, draw_image, 400)
+HARD = ShapesKind(HARD_SHAPES_CLASSES, draw_hard_image, 500)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def write_shapes(
     root: str | os.PathLike[str],
     *,
     num_train: int = 2000,
-    num_val: int = 400,
+    num_val: int | None = None,
     seed: int = 0,
     hard: bool = False,
     force: bool = False,
@@ -85,7 +87,7 @@ def write_shapes(
     Args:
         root: folder to make. One that holds the data set with the same parameters is left alone.
         num_train: training images.
-        num_val: validation images; the test images of the VOC layout.
+        num_val: validation images (400, of the harder data 500); the test images of the VOC layout.
         seed: an image depends on this, its split and its number, not on how many there are.
         hard: write the harder data of ``hard_shapes.py``.
         force: replace a data set that is there. Other folders are never replaced.
@@ -98,6 +100,7 @@ def write_shapes(
         FileExistsError: ``root`` holds something else, or the data set with other parameters.
     """
     kind = HARD if hard else EASY
+    num_val = kind.num_val if num_val is None else num_val
     wanted = _parameters(num_train, num_val, seed, hard)
     root = Path(root).expanduser().resolve()  # a link to the data set stays a link
     if _is_there(root, wanted, force):

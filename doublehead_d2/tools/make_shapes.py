@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from doublehead_d2.data.builtin import shapes_root
-from doublehead_d2.data.layouts import write_shapes
+from doublehead_d2.data.layouts import EASY, HARD, write_shapes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,13 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the harder data of the studies: similar classes, clutter, occlusion, partial objects",
     )
     parser.add_argument("--num-train", type=int, default=2000, metavar="N", help="default 2000")
-    parser.add_argument("--num-val", type=int, default=400, metavar="N", help="default 400")
+    parser.add_argument(
+        "--num-val",
+        type=int,
+        metavar="N",
+        help=f"default {EASY.num_val}, with --hard {HARD.num_val}",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument(
         "--force", action="store_true", help="replace a shapes data set that is there"
     )
     args = parser.parse_args(arguments)
     output = args.output or shapes_root(args.hard)
+    if args.num_val is None:
+        args.num_val = (HARD if args.hard else EASY).num_val
     try:
         written = write_shapes(
             output,

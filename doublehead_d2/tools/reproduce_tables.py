@@ -45,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--jobs must be 1 or more, --seeds 0 or more")
     try:
         _keep_settings(output, args.opts)
-    except ValueError as error:
+        try:
+            check_datasets(("shapes_hard_train", "shapes_hard_val"))
+        except FileNotFoundError:
+            write_shapes(shapes_root(hard=True), hard=True)
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    try:
-        check_datasets(("shapes_hard_train", "shapes_hard_val"))
-    except FileNotFoundError:
-        write_shapes(shapes_root(hard=True), num_val=500, hard=True)
 
     failed = _run_all([(BACKBONE, 0)], output, 1, args.opts)
     if not failed:
