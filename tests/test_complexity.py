@@ -1,6 +1,7 @@
 """Parameters and FLOPs against derivations by hand, the paper, fvcore and golden numbers."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,24 @@ def test_complexity_is_golden(name: str) -> None:
 
 def test_golden_numbers_are_of_the_zoo() -> None:
     assert sorted(golden()) == CONFIGS, REWRITE
+
+
+def test_readme_has_the_golden_numbers_of_every_config() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    listed = []
+    for line in text.splitlines():
+        names = re.findall(r"\]\(configs/(.+?\.yaml)\)", line)
+        if not names or not line.startswith("|"):
+            continue
+        listed += names
+        _, _, _, parameters, flops, _, _ = line.split("|")
+        for column, key, unit in ((parameters, "parameters", 1e6), (flops, "flops", 1e9)):
+            # One number stands for all configs of the row.
+            shown = [float(number) for number in column.split(",")]
+            shown *= len(names) if len(shown) == 1 else 1
+            counted = [round(golden()[name][key]["total"] / unit, 1) for name in names]
+            assert shown == counted, line
+    assert sorted(listed) == CONFIGS
 
 
 def test_tool_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from detectron2.engine import SimpleTrainer
 from torch import nn
-from torch.cuda.amp import GradScaler as CudaGradScaler
 
 
 class AMPTrainer(SimpleTrainer):
@@ -30,7 +29,7 @@ class AMPTrainer(SimpleTrainer):
         on_gpu = self._device_type == "cuda"
         self.precision = torch.float16 if on_gpu else torch.bfloat16
         # torch.amp has it since 2.3, with another first argument
-        scaler_type = torch.amp.GradScaler if hasattr(torch.amp, "GradScaler") else CudaGradScaler
+        scaler_type = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler
         self.grad_scaler = scaler_type(enabled=on_gpu)
 
     def run_step(self) -> None:
