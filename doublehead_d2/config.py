@@ -124,6 +124,20 @@ def check_doublehead_config(cfg: CfgNode) -> None:
     check_deformable_convolution(cfg)
 
 
+def check_tta_config(cfg: CfgNode) -> None:
+    """Refuse test-time augmentation of what detectron2 cannot augment.
+
+    Raises:
+        ValueError: names the key that stands against it.
+    """
+    for key in ("KEYPOINT_ON", "LOAD_PROPOSALS"):
+        if cfg.MODEL[key]:
+            raise ValueError(
+                f"TEST.AUG.ENABLED is True and MODEL.{key} is True: detectron2 has no test-time "
+                "augmentation for that; set TEST.AUG.ENABLED False"
+            )
+
+
 def check_deformable_convolution(cfg: CfgNode) -> None:
     """Refuse deformable convolution where it could be built but not run.
 

@@ -226,6 +226,19 @@ def test_tool_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert lines[1].split()[3] == lines[1].split()[6] == "-", "Single-FC has no second head"
 
 
+def test_no_rpn_with_precomputed_proposals() -> None:
+    opts = ("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals")
+    with_rpn, without = (model_complexity(small_config(*o)) for o in ((), opts))
+    for counts, less in zip(with_rpn.values(), without.values(), strict=True):
+        assert "rpn" not in less and less["total"] == counts["total"] - counts["rpn"]
+
+
+def test_tool_names_an_unknown_key(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "bad.yaml").write_text("MODEL:\n  NO_SUCH_KEY: 1\n")
+    assert tool.main([str(tmp_path / "bad.yaml")]) == 1
+    assert "MODEL.NO_SUCH_KEY" in capsys.readouterr().err
+
+
 def test_tool_names_the_nearest_config(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert tool.main([TINY_EXT, "Shapes-Detection/single_fc.yaml"]) == 1
     captured = capsys.readouterr()

@@ -174,6 +174,20 @@ def test_schedules(
     assert sizes == cfg.INPUT.MIN_SIZE_TRAIN
 
 
+def test_the_papers_recipe_on_voc() -> None:
+    """Table 4; Section 5.1 gives one schedule for all models."""
+    for model in ("faster", "double_head_ext"):
+        name = f"{model}_rcnn_R_50_FPN_paper_1x.yaml"
+        voc, coco = (f"{folder}-Detection/{name}" for folder in ("PascalVOC", "COCO"))
+        assert solver(voc) == solver(coco)
+        cfg = model_zoo.get_config(voc)
+        assert cfg.SOLVER.WARMUP_ITERS == 1000 and cfg.INPUT.MIN_SIZE_TRAIN == (800,)
+        assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (
+            ("voc_2007_trainval",),
+            ("voc_2007_test",),
+        )
+
+
 # Table 1: heads for classification and regression, their RoI scales and weights; the last four
 # rows with ω = 2.0 (fc) and 2.5 (conv).
 FC, CONV = ("FastRCNNConvFCHead", 1.0), ("DoubleHeadConvHead", 1.3)

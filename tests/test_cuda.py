@@ -1,11 +1,14 @@
 """What a GPU changes; needs one."""
 
+import itertools
+
 import pytest
 import torch
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
 from builders import EXT, random_boxes, random_features, sampled_proposals, small_heads
+from doublehead_d2.engine.amp import AMPTrainer
 
 pytestmark = [
     pytest.mark.cuda,
@@ -25,6 +28,21 @@ def test_predictions_equal_those_of_the_cpu() -> None:
         for value, wanted in zip(head, reference, strict=True):
             # convolutions may use TF32
             torch.testing.assert_close(value.cpu(), wanted, atol=5e-3, rtol=5e-3)
+
+
+def test_own_step_trains_in_float16_with_scaled_gradients() -> None:
+    class Model(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": super().forward(x).float().square().mean()}
+
+    batch = torch.ones(4, 8, device="cuda")
+    model = Model(8, 2).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = model.weight.clone()
+    trainer = AMPTrainer(model, itertools.repeat(batch), optimizer)
+    trainer.train(0, 3)
+    assert trainer.precision == torch.float16 and trainer.grad_scaler.is_enabled()
+    assert model.weight.isfinite().all() and not torch.equal(model.weight, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -178,6 +178,22 @@ def test_ext_focused_losses_over_lambda_are_those_of_plain() -> None:
     torch.testing.assert_close(ext_losses["loss_box_reg"] / 0.8, plain_losses["loss_box_reg"])
 
 
+@pytest.mark.parametrize("part", ["mask", "keypoint"])
+def test_all_heads_pool_in_single_precision(part: str) -> None:
+    opts = [f"MODEL.{part.upper()}_ON", True, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8]
+    opts += ["MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [8]]
+    heads = small_heads(*EXT, *opts).eval()
+    types = []
+    pooler = getattr(heads, f"{part}_pooler")
+    pooler.register_forward_pre_hook(lambda _, inputs: types.extend(x.dtype for x in inputs[0]))
+    features = {k: v.bfloat16() for k, v in random_features(1).items()}
+    detections = Instances(IMAGE_SIZE, pred_boxes=random_boxes(3))
+    detections.pred_classes = torch.zeros(3, dtype=torch.int64)
+    heads.forward_with_given_boxes(features, [detections])
+    assert set(types) == {torch.float32}
+    assert detections.has(f"pred_{part}s")
+
+
 def test_reverse_is_double_head_with_its_heads_exchanged() -> None:
     half = [f"{NODE}.CLS_HEAD.LAMBDA", 0.5, f"{NODE}.REG_HEAD.LAMBDA", 0.5]
     types = [f"{NODE}.REG_HEAD.NAME", "FastRCNNConvFCHead"]

@@ -90,8 +90,40 @@ def test_the_overlay_changes_sizes_and_no_heads(row: str, tmp_path: Path) -> Non
 
 def test_settings_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "settings.json").write_text(json.dumps({"opts": ["SOLVER.MAX_ITER", "5"]}))
+    finished = tmp_path / "single_fc_w1" / "1" / "result.json"
+    finished.parent.mkdir(parents=True)
+    finished.write_text("{}")
     assert reproduce_tables.main(["--output", str(tmp_path), "--seeds", "1"]) == 1
     assert "holds runs with --opts SOLVER.MAX_ITER 5, not (none)" in capsys.readouterr().err
+
+
+def test_a_mistyped_option_is_named_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "tables"
+    words = ["--output", str(output), "--opts", "SOLVER.MAX_ITTER", "5"]
+    assert reproduce_tables.main(words) == 1
+    assert "MAX_ITTER" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_tables_say_what_the_runs_were_made_with(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps({"opts": ["SOLVER.BASE_LR", "0.1"]}))
+    for seed, hardware in ((1, "a GPU"), (2, "a GPU"), (3, "a CPU")):
+        result = {
+            "row": "single_fc_w1",
+            "seed": seed,
+            "scores": {"box": {"AP": 1.0, "AP50": 2.0, "AP75": 0.5}},
+            "iterations": 7,
+            "environment": {"hardware": hardware},
+        }
+        path = tmp_path / "single_fc_w1" / str(seed) / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(result))
+    text = reproduce_tables.write_tables(tmp_path)
+    assert text.endswith(
+        "- options: SOLVER.BASE_LR 0.1\n- hardware: a GPU; a CPU\n- iterations of a row: 7\n"
+    )
 
 
 @pytest.mark.slow
@@ -106,7 +138,10 @@ def test_short_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("backbone", 0),
         *((row, 1) for row in rows),
     }
-    assert "torch" in content["environment"]["versions"]
+    for r in content["runs"]:
+        assert r["iterations"] == (12 if r["row"] == "backbone" else 2)  # half the batch
+        assert "torch" in r["environment"]["versions"] and "CPU" in r["environment"]["hardware"]
+        assert r["environment"]["data"].endswith("shapes_hard_val (3 images)")
     (ext,) = [r for r in content["runs"] if r["row"] == "double_head_ext"]
     assert set(ext["scores"]) == set(paper_tables.EXT_MODES)
     # All rows start from the weights that were trained first, and leave the backbone as it is.
@@ -123,7 +158,7 @@ def test_short_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # What is done is not done again, and what is new or was interrupted is.
     capsys.readouterr()
     (tmp_path / "single_conv_w1" / "1" / "result.json").unlink()
-    words = ["--output", str(tmp_path), "--jobs", "2", "--rows", rows[0], "--seeds", "1", "2"]
+    words = ["--output", str(tmp_path), "--jobs", "2", "--rows", rows[0], "--seeds", "1", "2", "1"]
     assert reproduce_tables.main([*words, "--opts", *opts]) == 0
     started = [x for x in capsys.readouterr().out.splitlines() if "log in" in x]
     assert [x.split(":")[0] for x in started] == [f"{rows[0]}, seed {s}" for s in (1, 2)]

@@ -86,6 +86,11 @@ def test_two_ways_of_scaling_are_refused() -> None:
         scale_schedule(cfg_of_batch(8, REFERENCE_IMS_PER_BATCH=-1))
 
 
+def test_a_batch_without_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="SOLVER.IMS_PER_BATCH is 0; allowed: 1 or more"):
+        scale_schedule(cfg_of_batch(0))
+
+
 def test_training_uses_and_saves_the_scaled_schedule(shapes: Path, tmp_path: Path) -> None:
     words = ["--config-file", "Shapes-Detection/double_head_ext_rcnn_tiny.yaml"]
     words += ["SOLVER.REFERENCE_IMS_PER_BATCH", "8", "SOLVER.IMS_PER_BATCH", "2"]

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.solver.build import maybe_add_gradient_clipping
 
 from conftest import TINY_EXT
 from doublehead_d2 import model_zoo
@@ -28,6 +29,38 @@ def cfg_of(name: str, output: Path, *opts: object) -> CfgNode:
 def evaluate(config: Path, output: Path, *opts: str) -> dict:
     words = ["--config-file", str(config), "--eval-only", "OUTPUT_DIR", str(output), *opts]
     return main(argument_parser().parse_args(words))
+
+
+def train(*opts: str, config: str = TINY_EXT) -> None:
+    main(argument_parser().parse_args(["--config-file", config, *opts]))
+
+
+# ------------------------------------------------------------------------------------- checks
+
+
+def test_modes_of_a_single_head_are_refused_before_training(shapes: Path) -> None:
+    message = "DOUBLE_HEAD_MODES is True and MODEL.ROI_HEADS.NAME is 'StandardROIHeads'"
+    with pytest.raises(ValueError, match=message):
+        train("TEST.DOUBLE_HEAD_MODES", "True", config="Shapes-Detection/single_fc_rcnn_tiny.yaml")
+
+
+def test_deformable_convolution_of_a_single_head_is_refused(shapes: Path) -> None:
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False,True,True,True]"]
+    with pytest.raises(ValueError, match="a GPU, and MODEL.DEVICE is 'cpu'"):
+        train(*opts, config="Shapes-Detection/single_fc_rcnn_tiny.yaml")
+
+
+@pytest.mark.parametrize("reference", [0, 8])
+def test_resuming_with_another_batch(reference: int, shapes: Path, tmp_path: Path) -> None:
+    opts = ["SOLVER.REFERENCE_IMS_PER_BATCH", reference, "SOLVER.IMS_PER_BATCH"]
+    state = Trainer(cfg_of(TINY_EXT, tmp_path, *opts, 4)).state_dict()
+    resumed = Trainer(cfg_of(TINY_EXT, tmp_path, *opts, 2))
+    if reference:
+        with pytest.raises(ValueError, match="IMS_PER_BATCH 4 and cannot be resumed with 2"):
+            resumed.load_state_dict(state)
+    else:
+        resumed.load_state_dict(state)
+    Trainer(cfg_of(TINY_EXT, tmp_path, *opts, 4)).load_state_dict(state)
 
 
 # ------------------------------------------------------------------------------------- AMP
@@ -82,6 +115,62 @@ def test_amp_state_is_kept_and_that_of_full_precision_is_accepted() -> None:
     second.load_state_dict(state)
 
 
+def scaling_trainer(model: Losses, lr: float = 0.01) -> AMPTrainer:
+    """Scales gradients as on a GPU, which the CPU's bfloat16 does not need."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    trainer = AMPTrainer(model, Batches(), optimizer)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    return trainer
+
+
+def test_scaled_gradients_give_the_same_step() -> None:
+    plain, scaled = Losses(), Losses()
+    scaled.load_state_dict(plain.state_dict())
+    amp_trainer(plain).train(0, 1)
+    scaling_trainer(scaled).train(0, 1)
+    assert scaled.linear.weight.grad.abs().max() > 0
+    for got, wanted in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_a_step_that_overflows_is_skipped_and_lowers_the_scale() -> None:
+    model = Losses()
+    trainer = scaling_trainer(model)
+    model.linear.weight.register_hook(lambda grad: torch.full_like(grad, torch.inf))
+    before = [p.clone() for p in model.parameters()]
+    trainer.train(0, 1)
+    for got, wanted in zip(model.parameters(), before, strict=True):
+        assert torch.equal(got, wanted)
+    assert trainer.grad_scaler.get_scale() == 512.0
+
+
+def test_scale_is_saved_and_loaded() -> None:
+    first, second = scaling_trainer(Losses()), scaling_trainer(Losses())
+    first.grad_scaler.load_state_dict({**first.grad_scaler.state_dict(), "scale": 64.0})
+    second.load_state_dict(first.state_dict())
+    assert second.grad_scaler.get_scale() == 64.0
+
+
+def test_clipping_sees_gradients_without_scale() -> None:
+    model = Losses()
+    trainer = scaling_trainer(model, lr=1.0)
+    cfg = get_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.merge_from_list(
+        ["ENABLED", True, "CLIP_TYPE", "norm", "CLIP_VALUE", 100.0]
+    )
+    trainer.optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
+        model.parameters(), lr=1.0
+    )
+    unclipped = Losses()
+    unclipped.load_state_dict(model.state_dict())
+    scaling_trainer(unclipped, lr=1.0).train(0, 1)
+    trainer.train(0, 1)
+    assert min(p.grad.norm() for p in model.parameters()) > 100 / 1024
+    # Norms are some units: below 100 and left alone, which they were not 1,024 times as large.
+    for got, wanted in zip(model.parameters(), unclipped.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [TINY_EXT, "Shapes-Detection/single_fc_rcnn_tiny.yaml"], ids=["ext", "single"]
@@ -132,19 +221,23 @@ def test_tta_at_one_scale_without_flip_is_the_plain_evaluation(
 @pytest.mark.slow
 def test_training_ends_with_tta(shapes: Path, tmp_path: Path) -> None:
     opts = ["TEST.AUG.ENABLED", True, "DATASETS.TEST", ("shapes_val",)]
+    opts += ["TEST.EXPECTED_RESULTS", [["bbox_TTA", "AP", 50.0, 100.0]]]
     cfg = cfg_of(TINY_EXT, tmp_path, *opts, "TEST.AUG.MIN_SIZES", (128,))
     trainer = Trainer(cfg)
-    trainer.train()
+    assert {"bbox", "bbox_TTA"} <= set(trainer.train())
     lines = (tmp_path / "metrics.json").read_text().splitlines()
     last = json.loads(lines[-1])
     assert "bbox/AP" in last and "bbox_TTA/AP" in last
 
 
 @pytest.mark.parametrize("key", ["MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"])
-def test_tta_that_detectron2_lacks_is_refused(key: str, tmp_path: Path) -> None:
+def test_tta_that_detectron2_lacks_is_refused(key: str, tmp_path: Path, shapes: Path) -> None:
+    message = f"TEST.AUG.ENABLED is True and {key} is True"
     cfg = cfg_of(TINY_EXT, tmp_path, key, True)
-    with pytest.raises(ValueError, match=f"TEST.AUG.ENABLED is True and {key} is True"):
+    with pytest.raises(ValueError, match=message):
         Trainer.test_with_TTA(cfg, torch.nn.Identity())
+    with pytest.raises(ValueError, match=message):  # and not only when the training is over
+        train("TEST.AUG.ENABLED", "True", key, "True")
 
 
 # ------------------------------------------------------------------------------------- proposals
@@ -203,14 +296,22 @@ def test_precomputed_proposals_train_and_evaluate(shapes: Path, tmp_path: Path) 
             ],
             "DATASETS.PROPOSAL_FILES_TRAIN has 0 files for 1 data sets",
         ),
+        (
+            [
+                "MODEL.LOAD_PROPOSALS",
+                True,
+                *("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"),
+                *("DATASETS.PROPOSAL_FILES_TRAIN", "('no_such.pkl',)"),
+            ],
+            "DATASETS.PROPOSAL_FILES_TRAIN: there is no file no_such.pkl",
+        ),
     ],
 )
 def test_proposals_that_would_be_ignored_or_missing_are_refused(
     opts: list, message: str, shapes: Path
 ) -> None:
-    words = ["--config-file", TINY_EXT, *map(str, opts)]
-    with pytest.raises(ValueError, match=message):
-        main(argument_parser().parse_args(words))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(*map(str, opts))
 
 
 # ------------------------------------------------------------------------------------- test-dev

@@ -8,9 +8,10 @@ the model by torch.jit, which does not run on the meta device.)
 Parts are counted one by one on the meta device, because what lies between them depends on data:
 NMS, box decoding, RoIAlign and the pasting of masks are not counted, either.
 
-Parts: "backbone" (with FPN); "rpn"; "box_head", the first box head with its predictor (in
-Double-Head: the one focused on classification); "reg_head", Double-Head's second one, absent in
-other systems; "mask_head" and "keypoint_head" where there are any; "total", the sum.
+Parts: "backbone" (with FPN); "rpn", absent with precomputed proposals; "box_head", the first box
+head with its predictor (in Double-Head: the one focused on classification); "reg_head",
+Double-Head's second one, absent in other systems; "mask_head" and "keypoint_head" where there are
+any; "total", the sum.
 """
 
 import copy
@@ -116,8 +117,9 @@ def count_flops(
         return torch.empty(count, channels, *pooler.output_size, device="meta")
 
     parts = _parts(model)
-    rpn_features = [features[name] for name in model.proposal_generator.in_features]
-    _, flops["rpn"] = _run(rpn_features, *parts["rpn"])
+    if "rpn" in parts:
+        rpn_features = [features[name] for name in model.proposal_generator.in_features]
+        _, flops["rpn"] = _run(rpn_features, *parts["rpn"])
     box_rois = rois(num_rois, heads.box_in_features, heads.box_pooler)
     _, flops["box_head"] = _run(box_rois, *parts["box_head"])
     if "reg_head" in parts:
@@ -142,9 +144,10 @@ def _parts(model: GeneralizedRCNN) -> dict[str, list[nn.Module]]:
         )
     parts: dict[str, list[nn.Module]] = {
         "backbone": [model.backbone],
-        "rpn": [model.proposal_generator.rpn_head],
         "box_head": [heads.box_head, heads.box_predictor],
     }
+    if model.proposal_generator is not None:  # None with precomputed proposals
+        parts["rpn"] = [model.proposal_generator.rpn_head]
     if isinstance(heads, DoubleHeadROIHeads):
         parts["reg_head"] = [heads.reg_head, heads.reg_predictor]
     if heads.mask_on:

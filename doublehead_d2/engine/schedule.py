@@ -21,7 +21,8 @@ def scale_schedule(cfg: CfgNode) -> CfgNode:
         is its own batch: applied twice, it does nothing more.
 
     Raises:
-        ValueError: a negative reference, or one beside detectron2's own REFERENCE_WORLD_SIZE.
+        ValueError: a batch without images, a negative reference, or one beside detectron2's own
+            REFERENCE_WORLD_SIZE.
     """
     solver = cfg.SOLVER
     reference, batch = solver.REFERENCE_IMS_PER_BATCH, solver.IMS_PER_BATCH
@@ -29,6 +30,8 @@ def scale_schedule(cfg: CfgNode) -> CfgNode:
         raise ValueError(
             f"SOLVER.REFERENCE_IMS_PER_BATCH is {reference}; allowed: 0 (off) or a batch size"
         )
+    if batch < 1:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH is {batch}; allowed: 1 or more images")
     if reference and solver.REFERENCE_WORLD_SIZE:
         raise ValueError(
             f"SOLVER.REFERENCE_IMS_PER_BATCH is {reference} and SOLVER.REFERENCE_WORLD_SIZE is "

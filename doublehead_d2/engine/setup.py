@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.config import fall_back_to_cpu
+from doublehead_d2.config import check_deformable_convolution, check_tta_config, fall_back_to_cpu
 from doublehead_d2.data.check import check_datasets
 from doublehead_d2.engine.schedule import scale_schedule
+from doublehead_d2.modeling import DoubleHeadROIHeads
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +53,32 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ValueError("--eval-only has nothing to evaluate on: DATASETS.TEST is empty")
     check_datasets(cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
+    _check_evaluation(cfg)
     _check_proposals(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
 
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="doublehead_d2")
     fall_back_to_cpu(cfg)
+    check_deformable_convolution(cfg)
     if not args.eval_only:
         cfg.DATASETS.CLASS_NAMES = _class_names(cfg.DATASETS.TRAIN, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         cfg = scale_schedule(cfg)
     cfg.freeze()
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
     return cfg
+
+
+def _check_evaluation(cfg: CfgNode) -> None:
+    """Ways to evaluate that the model does not have; found only after the training otherwise."""
+    if cfg.TEST.AUG.ENABLED:
+        check_tta_config(cfg)
+    name = cfg.MODEL.ROI_HEADS.NAME
+    if cfg.TEST.DOUBLE_HEAD_MODES and not issubclass(
+        ROI_HEADS_REGISTRY.get(name), DoubleHeadROIHeads
+    ):
+        raise ValueError(
+            f"TEST.DOUBLE_HEAD_MODES is True and MODEL.ROI_HEADS.NAME is '{name}', which has one "
+            "box head; allowed: 'DoubleHeadROIHeads', or TEST.DOUBLE_HEAD_MODES False"
+        )
 
 
 def _check_proposals(cfg: CfgNode, splits: Sequence[str]) -> None:
@@ -84,6 +103,9 @@ def _check_proposals(cfg: CfgNode, splits: Sequence[str]) -> None:
                 f"DATASETS.PROPOSAL_FILES_{split} has {len(files)} files for {len(datasets)} data "
                 f"sets; allowed: one for each of {', '.join(datasets)}"
             )
+        for path in files:
+            if not PathManager.isfile(path):
+                raise FileNotFoundError(f"DATASETS.PROPOSAL_FILES_{split}: there is no file {path}")
 
 
 def _class_names(datasets: Sequence[str], num_classes: int) -> list[str]:

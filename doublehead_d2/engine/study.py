@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -61,8 +62,9 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
         "row": row,
         "seed": seed,
         "scores": scores,
-        "iterations": cfg.SOLVER.MAX_ITER,
+        "iterations": trainer.max_iter,  # after scale_schedule
         "train_seconds": round(seconds, 1),
+        "environment": description(cfg),
     }
     # Last, and at once: its presence says that the run is complete.
     partial = folder / f"{RESULT_FILE}.partial"
@@ -107,12 +109,15 @@ def evaluate(
     return {mode: {m: metrics[m] for m in METRICS} for mode, metrics in results.items()}
 
 
-def description() -> dict[str, str]:
-    """Hardware and versions that results depend on."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+def description(cfg: CfgNode) -> dict[str, str]:
+    """Hardware, versions and data that the results of a run depend on."""
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    cpu = f"{os.cpu_count()} CPU cores ({platform.machine()})"
     packages = ("torch", "torchvision", "detectron2", "numpy")
     versions = [f"{name} {metadata.version(name)}" for name in packages]
+    data = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     return {
-        "hardware": ", ".join(gpus) or f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "hardware": torch.cuda.get_device_name() if on_gpu else cpu,
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "data": ", ".join(f"{name} ({len(DatasetCatalog.get(name))} images)" for name in data),
     }

@@ -21,6 +21,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
+from doublehead_d2.config import check_tta_config
 from doublehead_d2.engine.amp import AMPTrainer
 from doublehead_d2.engine.schedule import scale_schedule
 from doublehead_d2.engine.trained_config import TrainedConfigWriter
@@ -40,6 +41,8 @@ Results = dict[str, Any]
 
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` that also trains in several CPU processes and resumes the optimizer."""
+
+    _last_eval_results: Results
 
     def __init__(self, cfg: CfgNode) -> None:
         """
@@ -87,15 +90,34 @@ class Trainer(DefaultTrainer):
         """What a checkpoint keeps; with the optimizer, which detectron2 0.6 leaves out."""
         state = super().state_dict()
         state["_trainer"] = self._trainer.state_dict()
+        state["ims_per_batch"] = self.cfg.SOLVER.IMS_PER_BATCH
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: the batch has changed and the schedule depends on it.
+        """
+        solver = self.cfg.SOLVER
+        before = state_dict.get("ims_per_batch", solver.IMS_PER_BATCH)
+        if solver.REFERENCE_IMS_PER_BATCH and before != solver.IMS_PER_BATCH:
+            # The checkpoint's lr and iteration would be restored over those that were scaled.
+            raise ValueError(
+                f"this training was begun with SOLVER.IMS_PER_BATCH {before} and cannot be resumed "
+                f"with {solver.IMS_PER_BATCH}, whose learning rate and iterations are others; "
+                f"resume with {before}, or start another training from the checkpoint "
+                "(MODEL.WEIGHTS, another OUTPUT_DIR)"
+            )
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
     def _test_with_tta(self) -> Results:
-        return self.test_with_TTA(self.cfg, self.model)
+        results = self.test_with_TTA(self.cfg, self.model)
+        # detectron2's hook for plain evaluation runs before this one and leaves its results here,
+        # which train() returns and compares with TEST.EXPECTED_RESULTS.
+        self._last_eval_results = {**self._last_eval_results, **results}
+        return results
 
     @classmethod
     def test(
@@ -149,15 +171,7 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: the model is one that detectron2 cannot augment.
         """
-        for key, is_set in (
-            ("MODEL.KEYPOINT_ON", cfg.MODEL.KEYPOINT_ON),
-            ("MODEL.LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS),
-        ):
-            if is_set:
-                raise ValueError(
-                    f"TEST.AUG.ENABLED is True and {key} is True: detectron2 has no test-time "
-                    "augmentation for that; set TEST.AUG.ENABLED False"
-                )
+        check_tta_config(cfg)
         logger.info(
             "Evaluating with test-time augmentation: short sides %s, flip %s",
             list(cfg.TEST.AUG.MIN_SIZES),

@@ -130,9 +130,8 @@ class DoubleHeadROIHeads(StandardROIHeads):
         Returns:
             predictions of both heads for the R boxes, image after image.
         """
-        # RoIAlign casts boxes to the type of the features: in half precision coordinates would be
-        # up to 0.5 px off, in bfloat16 up to 3 px.
-        maps = [features[f].float() for f in self.box_in_features]
+        features = _in_float32(features, self.box_in_features)
+        maps = [features[f] for f in self.box_in_features]
         cls_pooled = self._pool(maps, boxes, self.cls_roi_scale)
         if self.reg_roi_scale == self.cls_roi_scale:
             reg_pooled = cls_pooled
@@ -168,6 +167,18 @@ class DoubleHeadROIHeads(StandardROIHeads):
             for proposals_per_image, boxes_per_image in zip(proposals, pred_boxes, strict=True):
                 proposals_per_image.proposal_boxes = Boxes(boxes_per_image)
         return losses
+
+    def _forward_mask(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        used = self.mask_in_features if self.mask_on else []
+        return super()._forward_mask(_in_float32(features, used), instances)
+
+    def _forward_keypoint(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        used = self.keypoint_in_features if self.keypoint_on else []
+        return super()._forward_keypoint(_in_float32(features, used), instances)
 
     def losses(
         self, predictions: DoubleHeadPredictions, proposals: list[Instances]
@@ -255,6 +266,15 @@ class DoubleHeadROIHeads(StandardROIHeads):
         if box_source == "cls_head":
             return self.box_predictor, predictions.cls_head
         return self.reg_predictor, predictions.reg_head
+
+
+def _in_float32(features: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The named feature maps as poolers need them.
+
+    RoIAlign casts boxes to the type of the features: in half precision coordinates would be up to
+    0.5 px off, in bfloat16 up to 3 px.
+    """
+    return {name: features[name].float() for name in names}
 
 
 def _scoped_losses(

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with open(args.json, "w") as f:
                 json.dump(results, f, indent=1, sort_keys=True)
                 f.write("\n")
-    except (ValueError, OSError) as error:
+    except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
         print(error, file=sys.stderr)
         return 1
     print(format_table(results))

@@ -1,9 +1,9 @@
 """Tables 1 and 3 of the paper on the built-in shapes_hard data, at a size that a CPU can train.
 
-Trains every row of Table 1 and a Double-Head-Ext once per seed, all from one backbone with FPN and
-RPN that is trained first (in place of ImageNet's) and stays frozen, scores the Ext model with every
-fusion in one pass, and writes results.json and tables.md. Finished runs are kept: it can be stopped
-and started again.
+Trains every row of Table 1 and a Double-Head-Ext once per seed, all from one ResNet, FPN and RPN
+that are trained first (in place of ImageNet's weights); the ResNet then stays frozen. Scores the
+Ext model with every fusion in one pass, and writes results.json and tables.md. Finished runs are
+kept: it can be stopped and started again.
 """
 
 import argparse
@@ -14,13 +14,15 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from doublehead_d2.analysis import paper_tables
 from doublehead_d2.data import check_datasets, write_shapes
 from doublehead_d2.data.builtin import shapes_root
-from doublehead_d2.engine.study import BACKBONE, RESULT_FILE, description, run
+from doublehead_d2.engine.study import BACKBONE, RESULT_FILE, run, study_config
 
 MODULE = "doublehead_d2.tools.reproduce_tables"
+SETTINGS_FILE = "settings.json"
 ROWS = [*paper_tables.TABLE_1, paper_tables.EXT]
 
 
@@ -44,19 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.jobs < 1 or min(args.seeds) < 0:
         parser.error("--jobs must be 1 or more, --seeds 0 or more")
     try:
+        study_config(BACKBONE, 0, output, args.opts)  # bad options fail here, not in every run
         _keep_settings(output, args.opts)
         try:
             check_datasets(("shapes_hard_train", "shapes_hard_val"))
         except FileNotFoundError:
             write_shapes(shapes_root(hard=True), hard=True)
-    except (ValueError, OSError) as error:
+    except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
         print(error, file=sys.stderr)
         return 1
 
     failed = _run_all([(BACKBONE, 0)], output, 1, args.opts)
     if not failed:
         # Seed by seed, so that a study that is stopped early compares equals.
-        runs = [(row, seed) for seed in args.seeds for row in args.rows]
+        seeds, rows = dict.fromkeys(args.seeds), dict.fromkeys(args.rows)
+        runs = [(row, seed) for seed in seeds for row in rows]
         failed = _run_all(runs, output, args.jobs, args.opts)
     print(write_tables(output))
     for name in failed:
@@ -75,20 +79,28 @@ def write_tables(output: Path) -> str:
                 ext[mode][result["seed"]] = scores
             elif result["row"] in table_1:
                 table_1[result["row"]][result["seed"]] = scores
-    environment = description()
-    text = paper_tables.report(table_1, ext)
-    text += "\n" + "\n".join(f"- {name}: {value}" for name, value in environment.items()) + "\n"
-    settings = json.loads((output / "settings.json").read_text())
-    content = {"environment": environment, **settings, "runs": results}
+    settings = json.loads((output / SETTINGS_FILE).read_text())
+    content = {**settings, "runs": results}
     (output / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    text = paper_tables.report(table_1, ext) + "\n" + _conditions(settings["opts"], results)
     (output / "tables.md").write_text(text)
     return text
 
 
+def _conditions(opts: Sequence[str], results: Sequence[dict[str, Any]]) -> str:
+    """What the runs were made with; where they differ, all that they were made with."""
+    facts = {"options": [" ".join(opts) or "none"]}
+    for result in results:
+        name = "iterations of the backbone" if result["row"] == BACKBONE else "iterations of a row"
+        for key, value in {**result["environment"], name: str(result["iterations"])}.items():
+            facts.setdefault(key, []).append(value)
+    return "".join(f"- {key}: {'; '.join(dict.fromkeys(found))}\n" for key, found in facts.items())
+
+
 def _keep_settings(output: Path, opts: Sequence[str]) -> None:
     """Refuse to mix runs of different settings in one folder."""
-    path = output / "settings.json"
-    if path.exists():
+    path = output / SETTINGS_FILE
+    if any(output.glob(f"*/*/{RESULT_FILE}")):
         found = json.loads(path.read_text())["opts"]
         if found != list(opts):
             raise ValueError(
