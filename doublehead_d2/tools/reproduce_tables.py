@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -71,30 +71,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_tables(output: Path) -> str:
     """Write results.json and tables.md from the finished runs in `output`; returns the latter."""
     results = [json.loads(p.read_text()) for p in sorted(output.glob(f"*/*/{RESULT_FILE}"))]
+    content = {**json.loads((output / SETTINGS_FILE).read_text()), "runs": results}
+    (output / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    text = format_tables(content)
+    (output / "tables.md").write_text(text)
+    return text
+
+
+def format_tables(content: Mapping[str, Any]) -> str:
+    """Both tables, what they say of the paper's order, and what the runs were made with.
+
+    Args:
+        content: of results.json.
+    """
     table_1: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.TABLE_1}
     ext: dict[str, dict[int, dict[str, float]]] = {mode: {} for mode in paper_tables.EXT_MODES}
-    for result in results:
+    facts: dict[str, list[str]] = {"options": [" ".join(content["opts"]) or "none"]}
+    for result in content["runs"]:
         for mode, scores in result["scores"].items():
             if result["row"] == paper_tables.EXT:
                 ext[mode][result["seed"]] = scores
             elif result["row"] in table_1:
                 table_1[result["row"]][result["seed"]] = scores
-    settings = json.loads((output / SETTINGS_FILE).read_text())
-    content = {**settings, "runs": results}
-    (output / "results.json").write_text(json.dumps(content, indent=1) + "\n")
-    text = paper_tables.report(table_1, ext) + "\n" + _conditions(settings["opts"], results)
-    (output / "tables.md").write_text(text)
-    return text
-
-
-def _conditions(opts: Sequence[str], results: Sequence[dict[str, Any]]) -> str:
-    """What the runs were made with; where they differ, all that they were made with."""
-    facts = {"options": [" ".join(opts) or "none"]}
-    for result in results:
         name = "iterations of the backbone" if result["row"] == BACKBONE else "iterations of a row"
         for key, value in {**result["environment"], name: str(result["iterations"])}.items():
             facts.setdefault(key, []).append(value)
-    return "".join(f"- {key}: {'; '.join(dict.fromkeys(found))}\n" for key, found in facts.items())
+    # Where runs differ, all that they were made with
+    lines = [f"- {key}: {'; '.join(dict.fromkeys(found))}\n" for key, found in facts.items()]
+    return paper_tables.report(table_1, ext) + "\n" + "".join(lines)
 
 
 def _keep_settings(output: Path, opts: Sequence[str]) -> None:
