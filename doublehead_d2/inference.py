@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from doublehead_d2.config import fall_back_to_cpu
+from doublehead_d2.config import check_deformable_convolution, fall_back_to_cpu
 
 
 class Predictor:
@@ -31,12 +31,16 @@ class Predictor:
         Args:
             cfg: e.g. from `model_zoo.get_config`; INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST and
                 INPUT.FORMAT say how images reach the model.
+
+        Raises:
+            ValueError: another INPUT.FORMAT, or deformable convolution where it cannot run.
         """
         self.cfg = cfg.clone()
         self.cfg.defrost()
         fall_back_to_cpu(self.cfg)
         if self.cfg.INPUT.FORMAT not in ("BGR", "RGB"):
             raise ValueError(f"INPUT.FORMAT is '{self.cfg.INPUT.FORMAT}'; allowed: 'BGR', 'RGB'")
+        check_deformable_convolution(self.cfg)
         self.model = build_model(self.cfg).eval()
         DetectionCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
         test_sets = self.cfg.DATASETS.TEST

@@ -12,7 +12,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
-from doublehead_d2.config import add_doublehead_config, fall_back_to_cpu
+from doublehead_d2.config import (
+    add_doublehead_config,
+    check_deformable_convolution,
+    fall_back_to_cpu,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +90,14 @@ def get(
         trained: same as weights="published".
 
     Raises:
-        ValueError: no such config, or no published weights.
+        ValueError: no such config, no published weights, or deformable convolution where it cannot
+            run.
     """
     trained = trained or weights == "published"
     cfg = get_config(name, trained=trained)
     if device is not None:
         cfg.MODEL.DEVICE = device
+    check_deformable_convolution(cfg)
     model = build_model(cfg)
     if trained:
         weights = cfg.MODEL.WEIGHTS

@@ -11,6 +11,7 @@ from torch import nn
 
 from doublehead_d2 import DoubleHeadROIHeads, model_zoo
 from doublehead_d2.config import check_doublehead_config
+from doublehead_d2.inference import Predictor
 
 CONFIGS = model_zoo.list_configs()
 DEFORMABLE = ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True]]
@@ -89,7 +90,11 @@ def test_deformable_convolution_is_refused_where_it_cannot_run() -> None:
         r"DEFORM_ON_PER_STAGE is \[False, True, True, True\].*a GPU, and MODEL.DEVICE is 'cpu'"
     )
     with pytest.raises(ValueError, match=message):
-        build(name)
+        model_zoo.get(name, device="cpu")
+    cfg = model_zoo.get_config(name)
+    cfg.MODEL.DEVICE = "cpu"
+    with pytest.raises(ValueError, match=message):
+        Predictor(cfg)
 
 
 @pytest.mark.skipif(find_spec("detectron2._C") is not None, reason="has compiled operators")
