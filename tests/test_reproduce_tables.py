@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import DATASETS
+from conftest import DATASETS, REPOSITORY
 from doublehead_d2 import model_zoo
 from doublehead_d2.analysis import paper_tables
 from doublehead_d2.data import write_shapes
@@ -124,6 +124,13 @@ def test_tables_say_what_the_runs_were_made_with(tmp_path: Path) -> None:
     assert text.endswith(
         "- options: SOLVER.BASE_LR 0.1\n- hardware: a GPU; a CPU\n- iterations of a row: 7\n"
     )
+
+
+def test_readme_has_the_tables_of_the_recorded_study() -> None:
+    content = json.loads((REPOSITORY / "dev/benchmarks/shapes_hard_tables.json").read_text())
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+    lines = reproduce_tables.format_tables(content).splitlines()
+    assert set(readme) >= {line for line in lines if line.startswith(("|", "- "))}
 
 
 @pytest.mark.slow
