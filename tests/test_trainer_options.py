@@ -204,7 +204,7 @@ def test_tta_augments_and_reports_both_results(trained: Path, tmp_path: Path) ->
     assert set(results) == {"bbox", "bbox_TTA"}
     assert results["bbox"] != results["bbox_TTA"]
     # Other views of one image agree on what is there.
-    assert results["bbox_TTA"]["AP50"] > 0.8 * results["bbox"]["AP50"] > 15
+    assert results["bbox_TTA"]["AP50"] > 0.8 * results["bbox"]["AP50"] > 4
     assert (tmp_path / "inference_TTA" / "coco_instances_results.json").is_file()
 
 
