@@ -139,7 +139,10 @@ def check_tta_config(cfg: CfgNode) -> None:
 
 
 def check_deformable_convolution(cfg: CfgNode) -> None:
-    """Refuse deformable convolution where it could be built but not run.
+    """Refuse deformable convolution where it cannot run.
+
+    detectron2 fails only in the first iteration, or, on upstream main without compiled operators,
+    while it builds the backbone.
 
     Raises:
         ValueError: names the key, what is missing and what is allowed.
