@@ -22,7 +22,7 @@ from builders import (
     small_heads,
 )
 from doublehead_d2.modeling import DoubleHeadROIHeads
-from doublehead_d2.modeling.double_head import EnlargedBoxes
+from doublehead_d2.modeling.roi_boxes import EnlargedBoxes
 
 NODE = "MODEL.ROI_DOUBLE_HEAD"
 VARIANTS = {

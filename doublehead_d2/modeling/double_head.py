@@ -25,30 +25,7 @@ from doublehead_d2.modeling.output_layers import (
     build_reg_output_layers,
     fuse_scores,
 )
-
-
-class EnlargedBoxes(Boxes):
-    """Boxes enlarged about their centres that keep the area of the originals, unclipped.
-
-    `ROIPooler` chooses a box's FPN level from `area()` and pools at its coordinates. Both published
-    implementations choose the level of the original box and pool the enlarged one; giving the
-    pooler plain enlarged boxes would move log2(1.3) = 38 % of the RoIs one level up.
-    """
-
-    def __init__(self, boxes: Boxes, scale: float) -> None:
-        """
-        Args:
-            boxes: the original boxes.
-            scale: factor on width and height, > 0.
-        """
-        centers = boxes.get_centers()
-        half_sizes = (boxes.tensor[:, 2:] - boxes.tensor[:, :2]) * (scale / 2)
-        super().__init__(torch.cat([centers - half_sizes, centers + half_sizes], dim=1))
-        self._original_area = boxes.area()
-
-    def area(self) -> Tensor:
-        """Areas of the original boxes, shape R."""
-        return self._original_area
+from doublehead_d2.modeling.roi_boxes import EnlargedBoxes
 
 
 @ROI_HEADS_REGISTRY.register()
