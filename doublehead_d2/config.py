@@ -74,6 +74,11 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # The head whose boxes are used
     node.BOX_SOURCE = "reg_head"
 
+    # Pool RoIs at corners that name the first and the last pixel, as the authors' code does: for
+    # its checkpoints (configs/Imported), with ROI_BOX_HEAD.POOLER_TYPE "ROIAlign" and the anchors
+    # of MODEL.ANCHOR_GENERATOR.NAME "LegacyAnchorGenerator". Boxes stay detectron2's.
+    node.LEGACY_BOXES = False
+
     # Names of the classes in the order of their indices. Training fills it in from the metadata
     # of its data set, so that a saved config carries the names to where the data set is not.
     cfg.DATASETS.CLASS_NAMES = []
@@ -117,6 +122,12 @@ def check_doublehead_config(cfg: CfgNode) -> None:
     # A weight of 0 would leave built predictors without a gradient.
     _check_positive("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", box_head.BBOX_REG_LOSS_WEIGHT)
     _check_predictors(node)
+    if node.LEGACY_BOXES and box_head.POOLER_TYPE != "ROIAlign":
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is '{box_head.POOLER_TYPE}'; with "
+            f"{_KEY}.LEGACY_BOXES True allowed: 'ROIAlign', which does not move RoIs by half a "
+            "pixel"
+        )
 
     types = tuple(name for name, _ in ROI_BOX_HEAD_REGISTRY)
     _check_word("MODEL.ROI_BOX_HEAD.NAME", box_head.NAME, types)

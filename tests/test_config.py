@@ -59,6 +59,7 @@ def test_defaults_are_plain_double_head() -> None:
             [f"{NODE}.CONV_HEAD.NORM", "GN", f"{NODE}.CONV_HEAD.BOTTLENECK_DIM", 32],
             r"channels \(MODEL.FPN.OUT_CHANNELS\) is 8; .* a multiple of 32",
         ),
+        ([f"{NODE}.LEGACY_BOXES", True], "POOLER_TYPE is 'ROIAlignV2'; .* allowed: 'ROIAlign'"),
         ([f"{NODE}.CONV_HEAD.DIM", 0], "CONV_HEAD.DIM is 0; allowed: a number above 0"),
     ],
 )

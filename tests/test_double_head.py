@@ -25,6 +25,7 @@ from doublehead_d2.modeling import DoubleHeadROIHeads
 from doublehead_d2.modeling.roi_boxes import EnlargedBoxes
 
 NODE = "MODEL.ROI_DOUBLE_HEAD"
+LEGACY = [f"{NODE}.LEGACY_BOXES", True, "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"]
 VARIANTS = {
     "plain": [],
     "ext": EXT,
@@ -34,6 +35,7 @@ VARIANTS = {
     + [f"{NODE}.BOX_SOURCE", "cls_head"],
     "reverse": [f"{NODE}.REG_HEAD.NAME", "FastRCNNConvFCHead"]
     + ["MODEL.ROI_BOX_HEAD.NAME", "DoubleHeadConvHead"],
+    "legacy": [*EXT, *LEGACY],
     "agnostic": [*EXT, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True],
 }
 
@@ -53,6 +55,26 @@ def test_enlarged_boxes_by_hand() -> None:
     torch.testing.assert_close(boxes.tensor, expected)
     torch.testing.assert_close(boxes.area(), torch.tensor([200.0, 100.0]))
     assert EnlargedBoxes(Boxes(torch.zeros(0, 4)), 1.3).tensor.shape == (0, 4)
+
+
+def test_legacy_boxes_name_the_last_pixel() -> None:
+    # As above, less (0, 0, 1, 1); the area stays that of the given box.
+    boxes = EnlargedBoxes(Boxes(torch.tensor([[10.0, 20, 20, 40]])), 1.3, legacy=True)
+    torch.testing.assert_close(boxes.tensor, torch.tensor([[8.5, 17, 20.5, 42]]))
+    assert boxes.area().tolist() == [200.0]
+    assert EnlargedBoxes(Boxes(torch.zeros(0, 4)), 1.0, legacy=True).tensor.shape == (0, 4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.3])
+def test_legacy_boxes_are_pooled_at_their_pixels(scale: float) -> None:
+    # Features are their own column, so the mean over a RoI is its centre in cells. For the box
+    # from 20 to 48 the last pixel is 47: (20 + 47) / 2 / 4 cells, half a cell and half a pixel
+    # other than RoIAlignV2's (20 + 48) / 2 / 4 - 1/2.
+    columns = torch.arange(32.0).expand(1, 8, 32, 32)
+    maps = [columns[..., :size, :size] for size in (32, 16, 8, 4)]
+    boxes = [Boxes(torch.tensor([[20.0, 20, 48, 48]]))]
+    for heads, center in ((small_heads(*LEGACY), 33.5 / 4), (small_heads(), 34 / 4 - 0.5)):
+        assert heads._pool(maps, boxes, scale).mean().item() == pytest.approx(center, abs=1e-5)
 
 
 @pytest.mark.parametrize("side", [100, 112, 150, 190, 223.9, 224, 300, 448])

@@ -1,6 +1,7 @@
 """The models, one system a file; importing this package registers their parts in detectron2."""
 
+from doublehead_d2.modeling.anchor_generator import LegacyAnchorGenerator
 from doublehead_d2.modeling.box_head import DoubleHeadConvHead
 from doublehead_d2.modeling.double_head import DoubleHeadROIHeads
 
-__all__ = ["DoubleHeadConvHead", "DoubleHeadROIHeads"]
+__all__ = ["DoubleHeadConvHead", "DoubleHeadROIHeads", "LegacyAnchorGenerator"]

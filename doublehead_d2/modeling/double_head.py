@@ -48,6 +48,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         reg_roi_scale: float = 1.3,
         score_fusion: str = "cls_head",
         box_source: str = "reg_head",
+        legacy_boxes: bool = False,
         **kwargs: Any,
     ) -> None:
         """
@@ -59,6 +60,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
             reg_roi_scale: enlargement of the RoIs that the regression head pools.
             score_fusion: where class scores come from, one of `config.SCORE_FUSIONS`.
             box_source: where boxes come from, one of `config.BOX_SOURCES`.
+            legacy_boxes: pool as the authors' code does, see `EnlargedBoxes`.
             kwargs: as `StandardROIHeads`; `box_head` is the head focused on classification.
         """
         super().__init__(box_predictor=box_predictor, **kwargs)
@@ -68,6 +70,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         self.reg_roi_scale = reg_roi_scale
         self.score_fusion = score_fusion
         self.box_source = box_source
+        self.legacy_boxes = legacy_boxes
         # Ways to score the model, set by `score_modes` for an evaluation: name to
         # (score fusion, box source). Detections then carry the index of their mode.
         self.modes: dict[str, tuple[str, str]] = {}
@@ -82,6 +85,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         ret["reg_roi_scale"] = node.REG_HEAD.ROI_SCALE
         ret["score_fusion"] = node.SCORE_FUSION
         ret["box_source"] = node.BOX_SOURCE
+        ret["legacy_boxes"] = node.LEGACY_BOXES
         return ret
 
     @classmethod
@@ -121,8 +125,8 @@ class DoubleHeadROIHeads(StandardROIHeads):
 
     def _pool(self, maps: list[Tensor], boxes: list[Boxes], scale: float) -> Tensor:
         """RoI features R x C x H x W of boxes enlarged by `scale`."""
-        if scale != 1.0:
-            boxes = [EnlargedBoxes(boxes_per_image, scale) for boxes_per_image in boxes]
+        if scale != 1.0 or self.legacy_boxes:
+            boxes = [EnlargedBoxes(x, scale, legacy=self.legacy_boxes) for x in boxes]
         return self.box_pooler(maps, boxes)
 
     def _forward_box(

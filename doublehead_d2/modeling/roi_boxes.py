@@ -16,15 +16,18 @@ class EnlargedBoxes(Boxes):
     pooler plain enlarged boxes would move log2(1.3) = 38 % of the RoIs one level up.
     """
 
-    def __init__(self, boxes: Boxes, scale: float) -> None:
+    def __init__(self, boxes: Boxes, scale: float, *, legacy: bool = False) -> None:
         """
         Args:
             boxes: the original boxes.
             scale: factor on width and height, > 0.
+            legacy: pool, as the authors' code does, at corners that name the first and the last
+                pixel: (0, 0, 1, 1) is taken off after the enlarging.
         """
         centers = boxes.get_centers()
         half_sizes = (boxes.tensor[:, 2:] - boxes.tensor[:, :2]) * (scale / 2)
-        super().__init__(torch.cat([centers - half_sizes, centers + half_sizes], dim=1))
+        upper = centers + half_sizes - 1 if legacy else centers + half_sizes
+        super().__init__(torch.cat([centers - half_sizes, upper], dim=1))
         self._original_area = boxes.area()
 
     def area(self) -> Tensor:
