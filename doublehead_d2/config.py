@@ -83,6 +83,12 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # of its data set, so that a saved config carries the names to where the data set is not.
     cfg.DATASETS.CLASS_NAMES = []
 
+    # How images are resized to INPUT.MIN_SIZE_* and MAX_SIZE_*: as detectron2 does, or, for
+    # published models, as "mmdet" (OpenCV) or "maskrcnn_benchmark" (truncated size) does. Honoured
+    # by train_net.py and inference.Predictor; DefaultPredictor and test-time augmentation keep
+    # detectron2's.
+    cfg.INPUT.RESIZE_RULE = "detectron2"
+
     # Score one model four ways in one evaluation pass (Fig. 8): results "bbox_reg_head" (regression
     # head alone), "bbox_cls_head" (classification head alone), "bbox_unfused" (scores of the
     # classification head, boxes of the regression head) and "bbox_fused" (fused scores) beside

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
+from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.config import check_deformable_convolution, fall_back_to_cpu
+from doublehead_d2.data.resize import build_test_resize
 
 
 class Predictor:
@@ -30,23 +30,24 @@ class Predictor:
         """
         Args:
             cfg: e.g. from `model_zoo.get_config`; INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST and
-                INPUT.FORMAT say how images reach the model.
+                INPUT.FORMAT and INPUT.RESIZE_RULE say how images reach the model; MODEL.WEIGHTS
+                is a path, URL or name, of a published model's original file, too.
 
         Raises:
-            ValueError: another INPUT.FORMAT, or deformable convolution where it cannot run.
+            ValueError: another INPUT.FORMAT or RESIZE_RULE, weights that cannot be loaded, or
+                deformable convolution where it cannot run.
         """
         self.cfg = cfg.clone()
         self.cfg.defrost()
         fall_back_to_cpu(self.cfg)
         if self.cfg.INPUT.FORMAT not in ("BGR", "RGB"):
             raise ValueError(f"INPUT.FORMAT is '{self.cfg.INPUT.FORMAT}'; allowed: 'BGR', 'RGB'")
+        self._resize = build_test_resize(self.cfg)
         check_deformable_convolution(self.cfg)
         self.model = build_model(self.cfg).eval()
-        DetectionCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
+        DoubleHeadCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
         test_sets = self.cfg.DATASETS.TEST
         self.metadata = MetadataCatalog.get(test_sets[0] if test_sets else "__unused")
-        min_size = self.cfg.INPUT.MIN_SIZE_TEST
-        self._resize = T.ResizeShortestEdge([min_size, min_size], self.cfg.INPUT.MAX_SIZE_TEST)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:

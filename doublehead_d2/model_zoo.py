@@ -6,12 +6,13 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
+from doublehead_d2.checkpoint import DoubleHeadCheckpointer
+from doublehead_d2.checkpoint.published import PREFIX
 from doublehead_d2.config import (
     add_doublehead_config,
     check_deformable_convolution,
@@ -61,8 +62,12 @@ def get_config(name_or_path: str, trained: bool = False) -> CfgNode:
     """
     is_file = os.path.isfile(name_or_path)
     cfg = read_config(name_or_path if is_file else get_config_file(name_or_path))
-    if trained and not (is_file and cfg.MODEL.WEIGHTS):
-        raise ValueError(f"'{name_or_path}' has no published weights; pass your own as `weights`")
+    weights = cfg.MODEL.WEIGHTS
+    if trained and not (weights if is_file else weights.startswith(PREFIX)):
+        raise ValueError(
+            f"'{name_or_path}' has no published weights; pass your own as `weights`, or take one "
+            f"of {', '.join(name for name in list_configs() if name.startswith('Imported/'))}"
+        )
     fall_back_to_cpu(cfg)
     return cfg
 
@@ -84,8 +89,8 @@ def get(
 
     Args:
         name: name in the zoo, or path of a YAML file.
-        weights: checkpoint to load: a path, URL or other name that detectron2's checkpointer takes;
-            "published" as `trained`; None loads nothing.
+        weights: checkpoint to load: a path, URL or other name that detectron2's checkpointer takes,
+            of a published model's original file, too; "published" as `trained`; None loads nothing.
         device: overrides MODEL.DEVICE.
         trained: same as weights="published".
 
@@ -102,7 +107,7 @@ def get(
     if trained:
         weights = cfg.MODEL.WEIGHTS
     if weights:
-        DetectionCheckpointer(model).load(weights)
+        DoubleHeadCheckpointer(model).load(weights)
     return model
 
 

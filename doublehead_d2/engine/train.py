@@ -3,10 +3,10 @@
 import argparse
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.engine.setup import setup
 from doublehead_d2.engine.trainer import Trainer
 
@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         return trainer.train()
 
     model = Trainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = DoubleHeadCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:

@@ -3,11 +3,11 @@
 import logging
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import (
     DefaultTrainer,
     HookBase,
@@ -21,7 +21,9 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
+from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.config import check_tta_config
+from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine.amp import AMPTrainer
 from doublehead_d2.engine.schedule import scale_schedule
 from doublehead_d2.engine.trained_config import TrainedConfigWriter
@@ -66,7 +68,7 @@ class Trainer(DefaultTrainer):
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_type(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
+        self.checkpointer = DoubleHeadCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.start_iter = 0
@@ -181,6 +183,17 @@ class Trainer(DefaultTrainer):
         evaluators = [build_evaluator(name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """detectron2's loader of the training data, resizing as INPUT.RESIZE_RULE asks for."""
+        return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        """detectron2's loader of a test set, resizing as INPUT.RESIZE_RULE asks for."""
+        mapper = build_mapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(

@@ -16,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
+from doublehead_d2.checkpoint.convert import refuse_foreign_keys
 from doublehead_d2.config import check_doublehead_config
 from doublehead_d2.modeling.output_layers import (
     DoubleHeadPredictions,
@@ -100,6 +101,32 @@ class DoubleHeadROIHeads(StandardROIHeads):
         ret["reg_head"] = reg_head
         ret["reg_predictor"] = build_reg_output_layers(cfg, reg_head.output_shape)
         return ret
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load, but refuse the weights of other code bases, of which no key would fit.
+
+        A module is given the keys below its own name alone; those that the detector above it did
+        not know are in `unexpected_keys` by now.
+        """
+        refuse_foreign_keys([*state_dict, *unexpected_keys])
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
 
     def predict(self, features: dict[str, Tensor], boxes: list[Boxes]) -> DoubleHeadPredictions:
         """Run both heads on the given boxes.

@@ -1,0 +1,101 @@
+"""detectron2's checkpointer, which here also takes the original files of published models."""
+
+import logging
+import os
+from collections import Counter
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from fvcore.common.checkpoint import Checkpointer
+
+from doublehead_d2.checkpoint.convert import convert_checkpoint, find_foreign
+from doublehead_d2.checkpoint.download import download, hash_in_name
+from doublehead_d2.checkpoint.files import load_tensors, refuse_code_in_pickle
+from doublehead_d2.checkpoint.published import cache_folder
+
+logger = logging.getLogger(__name__)
+
+
+class _TensorsOnly(Checkpointer):
+    """Stands before fvcore's checkpointer, so that detectron2's reads .pth files through it.
+
+    It also sees the names that detectron2 has given to the tensors of its older zoos.
+    """
+
+    def _load_file(self, f: str) -> dict[str, Any]:
+        checkpoint = load_tensors(f)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f"'{f}' holds a {type(checkpoint).__name__}, not a checkpoint")
+        # "state_dict" is mmdetection's and others', never detectron2's.
+        if "state_dict" in checkpoint or find_foreign(checkpoint):
+            try:
+                return {"model": convert_checkpoint(checkpoint)}
+            except ValueError as error:
+                raise ValueError(f"'{f}': {error}") from None
+        return checkpoint
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        self._offered = {key.removeprefix("module.") for key in checkpoint["model"]}
+        return super()._load_model(checkpoint)
+
+
+class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
+    """`DetectionCheckpointer` that converts foreign files, runs no code and logs what it loaded.
+
+    Raises while loading:
+        ValueError: a file that would run code, is damaged, foreign and not convertible, or has
+            nothing for this model.
+    """
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As `DetectionCheckpointer.load`; URLs of files with their hash in the name are checked.
+
+        Args:
+            path: a path, URL, or name such as detectron2://... and doublehead://....
+        """
+        self._path = path
+        if path and path.startswith(("http://", "https://")) and hash_in_name(path):
+            name = path.rsplit("/", 1)[-1]
+            path = download(path, os.path.join(cache_folder(), "downloads", name))
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            refuse_code_in_pickle(filename)
+        return super()._load_file(filename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        # Not by the missing keys: norms pretend that they were given statistics and counters.
+        taken = self._offered - {key for key, *_ in incompatible.incorrect_shapes}
+        model_keys = list(self.model.state_dict())
+        loaded = [key for key in model_keys if key in taken]
+        if not loaded:
+            raise ValueError(
+                f"nothing in '{self._path}' fits this model: none of its tensors has a name and a "
+                f"shape of the model's; found {', '.join(sorted(self._offered)[:5])} ..."
+            )
+        unused = sorted(self._offered.difference(model_keys))
+        logger.info("%s", _summary(self._path, model_keys, loaded, unused))
+        return incompatible
+
+
+def _summary(path: str, model_keys: list[str], loaded: list[str], unused: list[str]) -> str:
+    """A line for each part of the model: how many of its tensors came from the file."""
+    total, found = Counter(map(_part, model_keys)), Counter(map(_part, loaded))
+    lines = [f"Loaded from {path}:"]
+    for part, count in total.items():
+        rest = "" if found[part] == count else ", the rest as initialised"
+        lines.append(f"  {part}: {found[part] or 'none'} of {count} tensors{rest}")
+    if unused:
+        parts = Counter(map(_part, unused))
+        lines.append("  not used: " + ", ".join(f"{part} ({n})" for part, n in parts.items()))
+    return "\n".join(lines)
+
+
+def _part(key: str) -> str:
+    """The part of a detector that a tensor belongs to."""
+    names = key.split(".")
+    if names[0] == "backbone" and len(names) > 1 and names[1].startswith("fpn_"):
+        return "backbone.fpn"
+    return ".".join(names[:2]) if len(names) > 2 else names[0]

@@ -1,0 +1,235 @@
+"""From checkpoints of the two published implementations to the keys of this package."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from doublehead_d2.checkpoint import maskrcnn_benchmark, mmdet
+from doublehead_d2.checkpoint.renames import BLOCKS, Rename
+
+logger = logging.getLogger(__name__)
+
+COMMAND = "python -m doublehead_d2.tools.convert_checkpoint IN OUT"
+NAMES_SHOWN = 8
+
+
+class Source(NamedTuple):
+    """A code base whose checkpoints are understood."""
+
+    title: str
+    mark: str  # beginning of keys that only its models have
+    double_head: str  # beginning of keys that of its models only Double-Head R-CNN has
+    stages: str  # what stands before "layer3" in the keys of its ResNet
+    cls_scores: tuple[str, ...]  # layers with K + 1 rows
+    box_deltas: tuple[str, ...]  # layers with 4 rows a class
+    background_boxes: int  # how many of the classes with boxes are background
+    renames: Callable[[int], Iterator[Rename]]
+
+
+SOURCES = {
+    "mmdet": Source(
+        title="mmdetection",
+        mark="roi_head.bbox_head.",
+        double_head="roi_head.bbox_head.conv_branch.",
+        stages="backbone.",
+        cls_scores=(f"{mmdet.HEAD}.fc_cls",),
+        box_deltas=(f"{mmdet.HEAD}.fc_reg",),
+        background_boxes=0,
+        renames=mmdet.renames,
+    ),
+    "maskrcnn_benchmark": Source(
+        title="the authors' code (maskrcnn-benchmark)",
+        mark="roi_heads.box.",
+        double_head="roi_heads.box.feature_extractor.nonlocal_conv.",
+        stages="backbone.body.",
+        cls_scores=tuple(f"{maskrcnn_benchmark.PREDICTOR}.cls_score{s}" for s in ("", "_fc")),
+        box_deltas=tuple(f"{maskrcnn_benchmark.PREDICTOR}.bbox_pred{s}" for s in ("", "_fc")),
+        background_boxes=1,
+        renames=maskrcnn_benchmark.renames,
+    ),
+}
+
+
+def convert_checkpoint(checkpoint: Mapping[str, Any], source: str = "auto") -> dict[str, Tensor]:
+    """Rename and rearrange the weights of a published Double-Head R-CNN.
+
+    Every key of the file is used, or dropped as the source's table says (the log lists what), or
+    refused.
+
+    Args:
+        checkpoint: what `torch.load` gave: a state dict, or a dict with one as "state_dict" or
+            "model"; keys may begin with "module.".
+        source: "mmdet", "maskrcnn_benchmark" (the authors' code), or "auto" to tell by the keys.
+
+    Returns:
+        a plain state dict for the matching config of `configs/Imported`; tensors that do not change
+        are those of `checkpoint`. It carries no version numbers, by which detectron2's frozen batch
+        norms would change it while loading.
+
+    Raises:
+        ValueError: the file is from neither source, or of another model; names what was found,
+            what is missing and what is left over.
+    """
+    if source not in ("auto", *SOURCES):
+        raise ValueError(f"source is '{source}'; allowed: 'auto', {', '.join(map(repr, SOURCES))}")
+    state = _state_dict(checkpoint)
+    if source == "auto":
+        found = find_source(state)
+        if found is None:
+            raise ValueError(_neither(state))
+        source = found
+    description = SOURCES[source]
+    if not any(key.startswith(description.double_head) for key in state):
+        raise ValueError(
+            f"this is not a Double-Head R-CNN of {description.title}: no key begins with "
+            f"'{description.double_head}'; found {_summary(state)}"
+        )
+    depth = _depth(state, description)
+    table = list(description.renames(depth))
+    _check_keys(state, table, f"Double-Head R-CNN R-{depth} of {description.title}")
+    _check_rows(state, description)
+    dropped = [rename.theirs for rename in table if rename.ours is None]
+    logger.info(
+        "Converted %d tensors of a Double-Head R-CNN R-%d of %s; dropped %d: %s",
+        len(table) - len(dropped),
+        depth,
+        description.title,
+        len(dropped),
+        ", ".join(dropped),
+    )
+    return {
+        rename.ours: rename.change(state[rename.theirs]) if rename.change else state[rename.theirs]
+        for rename in table
+        if rename.ours is not None
+    }
+
+
+def find_source(keys: Iterable[str]) -> str | None:
+    """The source whose models have such keys, a name of `SOURCES`; None if there is none."""
+    keys = [key.removeprefix("module.") for key in keys]
+    for name, source in SOURCES.items():
+        if any(key.startswith(source.mark) for key in keys):
+            return name
+    return None
+
+
+def find_foreign(checkpoint: Any) -> str | None:
+    """As :func:`find_source`, of what `torch.load` gave; None for anything but a foreign file."""
+    state = _unwrap(checkpoint)
+    return find_source(map(str, state)) if isinstance(state, Mapping) else None
+
+
+def refuse_foreign_keys(keys: Iterable[str]) -> None:
+    """Stop where a state dict of another code base is about to be loaded as it stands.
+
+    Raises:
+        ValueError: names the source and what to use instead.
+    """
+    source = find_source(keys)
+    if source is not None:
+        raise ValueError(
+            f"these weights have the keys of {SOURCES[source].title} and would load nothing; "
+            f"convert them (`{COMMAND}`, or doublehead_d2.checkpoint.convert_checkpoint), or set "
+            "MODEL.WEIGHTS to a published model by name (doublehead://..., see the README)"
+        )
+
+
+def _unwrap(checkpoint: Any) -> Any:
+    """What a training run saved as its model, or the checkpoint itself."""
+    if isinstance(checkpoint, Mapping):
+        for name in ("state_dict", "model"):
+            if name in checkpoint:
+                return checkpoint[name]
+    return checkpoint
+
+
+def _state_dict(checkpoint: Any) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, without the prefix of DistributedDataParallel."""
+    state = _unwrap(checkpoint)
+    if not isinstance(state, Mapping) or not state:
+        found = "an empty dict" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        raise ValueError(f"a checkpoint is a state dict or holds one; this is {found}")
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"'{key}' is a {type(value).__name__}, and a state dict holds nothing but tensors; "
+                f"found {_summary(state)}"
+            )
+    if all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
+
+
+def _depth(state: Collection[str], source: Source) -> int:
+    """Layers of the ResNet, told by the blocks of its fourth stage, res4."""
+    prefix = f"{source.stages}layer3."
+    blocks = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
+    last = max((int(block) for block in blocks if block.isdigit()), default=0)
+    return next((depth for depth, counts in BLOCKS.items() if last < counts[2]), max(BLOCKS))
+
+
+def _check_keys(state: Collection[str], table: list[Rename], model: str) -> None:
+    known = {rename.theirs for rename in table}
+    missing = [
+        f"{rename.theirs} ({rename.ours or 'dropped'} here)"
+        for rename in table
+        if rename.theirs not in state
+    ]
+    unknown = [key for key in state if key not in known]
+    if missing or unknown:
+        raise ValueError(
+            f"this checkpoint does not fit {model}: {len(missing)} of its {len(table)} keys "
+            f"missing{_colon(missing)}; {len(unknown)} keys left over{_colon(unknown)}"
+        )
+
+
+def _check_rows(state: Mapping[str, Tensor], source: Source) -> None:
+    """Class scores and boxes of one model must be of the same classes."""
+    classes = _num_rows(state[f"{source.cls_scores[0]}.weight"]) - 1
+    background = source.background_boxes
+    scores: tuple[int, ...] = (classes + 1,)
+    boxes = (4 * (classes + background), 4 * (1 + background))  # of each class, or agnostic
+    allowed = [(name, scores) for name in source.cls_scores]
+    allowed += [(name, boxes) for name in source.box_deltas]
+    for name, rows in allowed:
+        for key in (f"{name}.weight", f"{name}.bias"):
+            found = _num_rows(state[key])
+            if found not in rows:
+                raise ValueError(
+                    f"'{key}' has {found} rows; with {classes} classes allowed: "
+                    f"{' or '.join(map(str, rows))}"
+                )
+
+
+def _num_rows(tensor: Tensor) -> int:
+    return tensor.shape[0] if tensor.ndim else 0
+
+
+def _neither(state: Mapping[str, Tensor]) -> str:
+    known = "; ".join(f"{s.title} ({s.mark}*)" for s in SOURCES.values())
+    hint = ""
+    if any(key.startswith("roi_heads.box_predictor.") for key in state):
+        hint = " These are keys of detectron2: use the file as MODEL.WEIGHTS as it is."
+    return (
+        f"this checkpoint is from none of the known sources: {known}; "
+        f"found {_summary(state)}.{hint}"
+    )
+
+
+def _summary(state: Mapping[str, Any]) -> str:
+    parts = Counter(str(key).split(".")[0] for key in state)
+    return f"{len(state)} keys: " + _shorten(f"{name}.* ({n})" for name, n in parts.items())
+
+
+def _colon(names: list[str]) -> str:
+    return f": {_shorten(names)}" if names else ""
+
+
+def _shorten(names: Iterable[str]) -> str:
+    names = list(names)
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

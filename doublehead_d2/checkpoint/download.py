@@ -1,0 +1,113 @@
+"""Downloads that can be interrupted: what was fetched is kept, what is incomplete is never used."""
+
+import os
+import re
+import urllib.error
+import urllib.request
+from http.client import HTTPException, HTTPResponse
+from typing import BinaryIO
+
+from iopath.common.file_io import file_lock
+from tqdm import tqdm
+
+from doublehead_d2.checkpoint.files import BLOCK, sha256_of
+
+TIMEOUT = 30  # seconds without a byte
+_HEADERS = {"User-Agent": "doublehead_d2"}
+
+
+def hash_in_name(name: str) -> str | None:
+    """The first digits of a file's SHA-256 in its name, as in "model_20200130-586b67df.pth"."""
+    found = re.search(r"-([0-9a-f]{8,64})\.pth$", name)
+    return found[1] if found else None
+
+
+def download(url: str, path: str) -> str:
+    """Fetch a file whose name carries its hash; go on where an earlier attempt stopped.
+
+    Until it is whole and its hash agrees, the file is `path` + ".part". Of several processes one
+    downloads and the others wait.
+
+    Args:
+        url: http or https address.
+        path: where the file goes; its name ends in "-<hash>.pth".
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: the file that came has another hash.
+        OSError: the server could not be reached or broke off; says what to do.
+    """
+    digits = hash_in_name(path)
+    assert digits, f"no hash in the name of '{path}'"
+    path = os.path.abspath(path)
+    with file_lock(path):
+        if os.path.isfile(path):
+            check_hash(path)
+            return path
+        part = f"{path}.part"
+        try:
+            _fetch(url, part)
+        except (OSError, HTTPException) as error:
+            raise OSError(
+                f"cannot download {url}: {error}. Try again{_bytes_kept(part)}, or get the file by "
+                f"other means and save it as {path}"
+            ) from error
+        found = sha256_of(part)
+        if not found.startswith(digits):
+            os.remove(part)
+            raise ValueError(
+                f"{url} gave a file with SHA-256 {found}; its name asks for {digits}... "
+                "The file was removed"
+            )
+        os.replace(part, path)
+    return path
+
+
+def check_hash(path: str) -> None:
+    """Refuse a file that is not the one its name says.
+
+    Raises:
+        ValueError: the file's SHA-256 does not begin with the digits in its name.
+    """
+    digits, found = hash_in_name(path), sha256_of(path)
+    if digits is not None and not found.startswith(digits):
+        raise ValueError(
+            f"'{path}' has SHA-256 {found}; its name asks for {digits}...: it is damaged or "
+            "another file. Remove it, and it is downloaded again"
+        )
+
+
+def _fetch(url: str, part: str) -> None:
+    """Complete the file `part`."""
+    start = os.path.getsize(part) if os.path.isfile(part) else 0
+    ranges = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(url, headers=_HEADERS | ranges)
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to fetch: the hash tells whether it is the file
+            return
+        raise
+    with response:
+        if response.status != 206:  # the server sends all of it again
+            start = 0
+        with open(part, "ab" if start else "wb") as f:
+            _copy(response, f, start, os.path.basename(part).removesuffix(".part"))
+
+
+def _copy(response: HTTPResponse, f: BinaryIO, start: int, name: str) -> None:
+    left = response.headers.get("Content-Length")
+    total = start + int(left) if left else None
+    with tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name) as bar:
+        for block in iter(lambda: response.read(BLOCK), b""):
+            f.write(block)
+            bar.update(len(block))
+    if total is not None and f.tell() < total:
+        raise OSError(f"the connection closed after {f.tell()} of {total} bytes")
+
+
+def _bytes_kept(part: str) -> str:
+    size = os.path.getsize(part) if os.path.isfile(part) else 0
+    return f" ({size} bytes are kept and need not come again)" if size else ""

@@ -1,0 +1,57 @@
+"""Keys of mmdetection's Double-Head R-CNN, versions 2 and 3 (`DoubleHeadRoIHead`)."""
+
+from collections.abc import Iterator
+
+from doublehead_d2.checkpoint.renames import (
+    COUNTED_NORM,
+    LINEAR,
+    NORM,
+    Rename,
+    layer,
+    resnet_stages,
+)
+
+HEAD = "roi_head.bbox_head"
+
+
+def renames(depth: int) -> Iterator[Rename]:
+    """Every key of a model with a ResNet of `depth` layers.
+
+    Tensors stay as they are: background is the last class there, too, and frozen batch norms have
+    the same epsilon.
+    """
+    yield from layer("backbone.conv1", "backbone.bottom_up.stem.conv1", ["weight"])
+    yield from _frozen_norm("backbone.bn1", "backbone.bottom_up.stem.conv1.norm")
+    yield from resnet_stages(depth, "backbone", _frozen_norm)
+    for i in range(4):
+        yield from layer(f"neck.lateral_convs.{i}.conv", f"backbone.fpn_lateral{i + 2}", LINEAR)
+    for i in range(4):
+        yield from layer(f"neck.fpn_convs.{i}.conv", f"backbone.fpn_output{i + 2}", LINEAR)
+    rpn = "proposal_generator.rpn_head"
+    yield from layer("rpn_head.rpn_conv", f"{rpn}.conv", LINEAR)
+    yield from layer("rpn_head.rpn_cls", f"{rpn}.objectness_logits", LINEAR)
+    yield from layer("rpn_head.rpn_reg", f"{rpn}.anchor_deltas", LINEAR)
+    yield from _heads()
+
+
+def _heads() -> Iterator[Rename]:
+    """The fc-head classifies, the conv-head regresses."""
+    yield from layer(f"{HEAD}.fc_cls", "roi_heads.box_predictor.cls_score", LINEAR)
+    yield from layer(f"{HEAD}.fc_reg", "roi_heads.reg_predictor.bbox_pred", LINEAR)
+    for theirs, ours in (("conv1", "conv1"), ("conv2", "conv2"), ("conv_identity", "shortcut")):
+        block = f"roi_heads.reg_head.blocks.0.{ours}"
+        yield from layer(f"{HEAD}.res_block.{theirs}.conv", block, ["weight"])
+        yield from layer(f"{HEAD}.res_block.{theirs}.bn", f"{block}.norm", COUNTED_NORM)
+    for branch in range(4):
+        for i in (1, 2, 3):
+            theirs, ours = f"{HEAD}.conv_branch.{branch}", f"roi_heads.reg_head.blocks.{branch + 1}"
+            yield from layer(f"{theirs}.conv{i}", f"{ours}.conv{i}", ["weight"])
+            yield from layer(f"{theirs}.bn{i}", f"{ours}.conv{i}.norm", COUNTED_NORM)
+    for i in range(2):
+        yield from layer(f"{HEAD}.fc_branch.{i}", f"roi_heads.box_head.fc{i + 1}", LINEAR)
+
+
+def _frozen_norm(theirs: str, ours: str) -> Iterator[Rename]:
+    """detectron2's frozen norm counts no batches."""
+    yield from layer(theirs, ours, NORM)
+    yield Rename(f"{theirs}.num_batches_tracked", None)

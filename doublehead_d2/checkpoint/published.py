@@ -1,0 +1,145 @@
+"""The published Double-Head checkpoints by name, for MODEL.WEIGHTS: doublehead://<name>."""
+
+import json
+import logging
+import os
+from typing import IO, Any, NamedTuple
+
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
+
+from doublehead_d2.checkpoint.download import check_hash, download
+from doublehead_d2.checkpoint.files import convert_file
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "doublehead://"
+# Part of the names of converted files: raise it when a conversion changes its result.
+CONVERSION = 1
+
+
+class Published(NamedTuple):
+    """A checkpoint that others published."""
+
+    file: str  # name of the original file
+    source: str  # as `convert_checkpoint`
+    address: str
+    direct: bool  # whether `address` gives the file, not a page to click through
+    config: str  # name in the zoo
+
+
+_MMDET = (
+    "https://download.openmmlab.com/mmdetection/v2.0/double_heads/dh_faster_rcnn_r50_fpn_1x_coco"
+)
+_OFFICIAL = "Imported/official_double_head_ext_rcnn_R_{}_FPN_1x.yaml"
+PUBLISHED = {
+    "mmdet/dh_faster_rcnn_r50_fpn_1x_coco": Published(
+        file="dh_faster_rcnn_r50_fpn_1x_coco_20200130-586b67df.pth",
+        source="mmdet",
+        address=f"{_MMDET}/dh_faster_rcnn_r50_fpn_1x_coco_20200130-586b67df.pth",
+        direct=True,
+        config="Imported/mmdet_double_head_rcnn_R_50_FPN_1x.yaml",
+    ),
+    "official/dh_faster_rcnn_R_50_FPN_1x": Published(
+        file="dh_faster_rcnn_R_50_FPN_1x.pth",
+        source="maskrcnn_benchmark",
+        address="https://drive.google.com/open?id=1KnRoyJQjS9rQUTCFEm54AIsUy2qbZTK_",
+        direct=False,
+        config=_OFFICIAL.format(50),
+    ),
+    "official/dh_faster_rcnn_R_101_FPN_1x": Published(
+        file="dh_faster_rcnn_R_101_FPN_1x.pth",
+        source="maskrcnn_benchmark",
+        address="https://drive.google.com/open?id=18CMdq4U9TZOCz7SSj-3c27xkfqO_gvwP",
+        direct=False,
+        config=_OFFICIAL.format(101),
+    ),
+}
+
+
+def cache_folder() -> str:
+    """Where originals and converted files are kept: below $FVCORE_CACHE, as detectron2's."""
+    return os.path.join(get_cache_dir(), "doublehead_d2")
+
+
+def local_path(name: str) -> str:
+    """The converted file of a published checkpoint, made where it is not there yet.
+
+    Args:
+        name: key of `PUBLISHED`.
+
+    Returns:
+        path of a .pth file that any detectron2 checkpointer loads.
+
+    Raises:
+        ValueError: no such name, or a file that is not what it should be.
+        FileNotFoundError: the file has to be fetched by hand; says from where and to where.
+        OSError: the download failed.
+    """
+    if name not in PUBLISHED:
+        raise ValueError(
+            f"there are no published weights '{PREFIX}{name}'; allowed: "
+            + ", ".join(f"'{PREFIX}{known}'" for known in PUBLISHED)
+        )
+    published = PUBLISHED[name]
+    original = os.path.join(cache_folder(), os.path.dirname(name), published.file)
+    converted = f"{original.removesuffix('.pth')}.detectron2-{CONVERSION}.pth"
+    with file_lock(converted):
+        if not _is_current(converted, original):
+            _fetch(name, published, original)
+            record = convert_file(original, converted, published.source)
+            record["modified"] = os.stat(original).st_mtime_ns
+            with open(_record_path(converted), "w") as f:
+                json.dump(record, f)
+    return converted
+
+
+class PublishedWeightsHandler(PathHandler):
+    """Lets detectron2's `PathManager`, and so its checkpointer, read doublehead:// names."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        self._check_kwargs(kwargs)
+        return local_path(path.removeprefix(PREFIX))
+
+    def _open(
+        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
+    ) -> IO[str] | IO[bytes]:
+        self._check_kwargs(kwargs)
+        if mode not in ("r", "rb"):
+            raise ValueError(f"mode is '{mode}'; published weights can be read alone: 'r', 'rb'")
+        return open(self._get_local_path(path), mode, buffering)
+
+
+PathManager.register_handler(PublishedWeightsHandler())
+
+
+def _fetch(name: str, published: Published, original: str) -> None:
+    """See that the original file is there and is the right one."""
+    if os.path.isfile(original):
+        check_hash(original)
+    elif published.direct:
+        download(published.address, original)
+    else:
+        raise FileNotFoundError(
+            f"'{PREFIX}{name}' is on a file-sharing site that has no direct address. Download\n"
+            f"  {published.address}\nand save it as\n  {original}"
+        )
+
+
+def _is_current(converted: str, original: str) -> bool:
+    """Whether the converted file exists and the original, if still there, has not changed since."""
+    if not (os.path.isfile(converted) and os.path.isfile(_record_path(converted))):
+        return False
+    if not os.path.isfile(original):
+        return True
+    with open(_record_path(converted)) as f:
+        record = json.load(f)
+    stat = os.stat(original)
+    return (record["bytes"], record["modified"]) == (stat.st_size, stat.st_mtime_ns)
+
+
+def _record_path(converted: str) -> str:
+    return converted.removesuffix(".pth") + ".json"

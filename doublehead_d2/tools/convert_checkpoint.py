@@ -1,0 +1,57 @@
+"""Converts published weights: python -m doublehead_d2.tools.convert_checkpoint IN OUT"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from doublehead_d2.checkpoint.convert import SOURCES
+from doublehead_d2.checkpoint.files import convert_file
+from doublehead_d2.checkpoint.published import PUBLISHED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert a file and say what to use it with; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m doublehead_d2.tools.convert_checkpoint",
+        description="Converts a Double-Head R-CNN checkpoint of mmdetection or of the authors' "
+        "code to detectron2's keys. Configs that fit are below configs/Imported; with their names "
+        "(MODEL.WEIGHTS doublehead://...) none of this is needed.",
+    )
+    parser.add_argument("input", metavar="IN", help="the original file (.pth)")
+    parser.add_argument("output", metavar="OUT", help="the file to write (.pth)")
+    parser.add_argument(
+        "--source",
+        choices=("auto", *SOURCES),
+        default="auto",
+        help="the code that wrote IN (default: told by its keys)",
+    )
+    args = parser.parse_args(arguments)
+    logger, handler = logging.getLogger("doublehead_d2"), logging.StreamHandler(sys.stdout)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)  # what was converted and what was dropped
+    try:
+        _check_output(args.output)
+        record = convert_file(args.input, args.output, args.source)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        logger.removeHandler(handler)
+    configs = dict.fromkeys(p.config for p in PUBLISHED.values() if p.source == record["source"])
+    print(f"Use it as MODEL.WEIGHTS with {' or '.join(configs)}.")
+    return 0
+
+
+def _check_output(path: str) -> None:
+    if not path.endswith(".pth"):
+        raise ValueError(f"OUT is '{path}'; allowed: a name ending in .pth, which detectron2 loads")
+    if os.path.exists(path):
+        raise ValueError(f"OUT is '{path}', which exists; remove it or choose another name")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""Original files, stock detectron2 files and everything else that MODEL.WEIGHTS may name."""
+
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+from conftest import TINY_EXT
+from doublehead_d2 import model_zoo
+from doublehead_d2.checkpoint import DoubleHeadCheckpointer, convert_checkpoint, published
+from doublehead_d2.engine import Trainer
+from doublehead_d2.inference import Predictor
+from foreign import foreign_checkpoint, foreign_state, image, save_foreign, tiny_cfg
+
+SOURCE = pytest.mark.parametrize("source", ["mmdet", "official"])
+OFFICIAL = "official/dh_faster_rcnn_R_50_FPN_1x"
+
+
+def converted(source: str) -> dict:
+    return convert_checkpoint(foreign_checkpoint(source))
+
+
+def loaded(cfg: CfgNode, path: object) -> dict:
+    model = build_model(cfg)
+    DoubleHeadCheckpointer(model).load(str(path))
+    return dict(model.state_dict())
+
+
+# ------------------------------------------------------------------------------- original files
+
+
+@SOURCE
+def test_original_file_by_path(source: str, tmp_path: Path) -> None:
+    path = save_foreign(source, tmp_path / "a.pth")
+    torch.testing.assert_close(loaded(tiny_cfg(source), path), converted(source), rtol=0, atol=0)
+
+
+@SOURCE
+def test_original_file_in_predictor_and_trainer(source: str, tmp_path: Path, shapes: Path) -> None:
+    path = save_foreign(source, tmp_path / "a.pth")
+    cfg = tiny_cfg(source, "MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(tmp_path))
+    expected = converted(source)
+    state = dict(Predictor(cfg).model.state_dict())
+    torch.testing.assert_close(state, expected, rtol=0, atol=0)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    torch.testing.assert_close(dict(trainer.model.state_dict()), expected, rtol=0, atol=0)
+
+
+@SOURCE
+def test_original_file_in_the_zoo(source: str, tmp_path: Path) -> None:
+    path = save_foreign(source, tmp_path / "a.pth")
+    config = tmp_path / "config.yaml"
+    config.write_text(tiny_cfg(source).dump())
+    model = model_zoo.get(str(config), weights=str(path), device="cpu")
+    torch.testing.assert_close(dict(model.state_dict()), converted(source), rtol=0, atol=0)
+
+
+def test_published_weights_of_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    name = "Imported/official_double_head_ext_rcnn_R_50_FPN_1x.yaml"
+    for trained in (True, False):
+        assert f"doublehead://{OFFICIAL}" == model_zoo.get_config(name, trained).MODEL.WEIGHTS
+    with pytest.raises(FileNotFoundError, match=r"open\?id=1KnRoyJQjS9rQUTCFEm54AIsUy2qbZTK_"):
+        model_zoo.get(name, weights="published", device="cpu")
+    folder = tmp_path / "doublehead_d2" / "official"
+    folder.mkdir(exist_ok=True)  # made by the attempt above
+    save_foreign("official", folder / "dh_faster_rcnn_R_50_FPN_1x.pth", "R-50")
+    model = model_zoo.get(name, weights="published", device="cpu")
+    expected = convert_checkpoint(foreign_state("official", "R-50"))
+    torch.testing.assert_close(dict(model.state_dict()), expected, rtol=0, atol=0)
+
+
+def test_every_published_model_has_its_config() -> None:
+    for name, entry in published.PUBLISHED.items():
+        assert f"doublehead://{name}" == model_zoo.get_config(entry.config).MODEL.WEIGHTS
+    imported = {name for name in model_zoo.list_configs() if name.startswith("Imported/")}
+    assert imported == {entry.config for entry in published.PUBLISHED.values()}
+
+
+def test_default_predictor_loads_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    folder = tmp_path / "doublehead_d2" / "official"
+    folder.mkdir(parents=True)
+    save_foreign("official", folder / "dh_faster_rcnn_R_50_FPN_1x.pth")
+    opts = ["INPUT.MIN_SIZE_TEST", 64, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+    predictor = DefaultPredictor(tiny_cfg("official", *opts))
+    torch.testing.assert_close(dict(predictor.model.state_dict()), converted("official"))
+    assert len(predictor(image(1, 64, 80))["instances"]) > 0
+
+
+@SOURCE
+def test_stock_checkpointer_does_not_load_nothing_in_silence(source: str, tmp_path: Path) -> None:
+    path = save_foreign(source, tmp_path / "a.pth")
+    message = {"mmdet": "Unsupported type found in checkpoint! meta", "official": "doublehead://"}
+    with pytest.raises(ValueError, match=message[source]):
+        DetectionCheckpointer(build_model(tiny_cfg(source))).load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ({"state_dict": {"net.weight": torch.zeros(1)}}, "a.pth': .* none of the known sources"),
+        ({"a.weight": torch.zeros(1)}, "nothing in .*a.pth' fits this model: .* found a.weight"),
+        ([torch.zeros(1)], "a.pth' holds a list, not a checkpoint"),
+    ],
+)
+def test_other_files_are_refused(checkpoint: object, message: str, tmp_path: Path) -> None:
+    torch.save(checkpoint, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=message):
+        loaded(tiny_cfg("official"), tmp_path / "a.pth")
+
+
+def test_code_is_refused(tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"model": {"a": Code()}}, tmp_path / "a.pth")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": Code(), "__author__": "x"}))
+    for name in ("a.pth", "a.pkl"):
+        with pytest.raises(ValueError, match=f"{name}' is refused: .*run posix.system"):
+            loaded(tiny_cfg("official"), tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+# --------------------------------------------------------------------------- detectron2's own files
+
+
+def stock_model(cfg: CfgNode, *opts: object) -> torch.nn.Module:
+    """A single-head detector of the same backbone, FPN, RPN and fc-head."""
+    cfg = cfg.clone()
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.merge_from_list(list(opts))
+    torch.manual_seed(1)
+    return build_model(cfg)
+
+
+def save_as_zoo(model: torch.nn.Module, path: Path) -> Path:
+    """A file as in detectron2's zoo: pickled numpy arrays."""
+    weights = {key: np.asarray(value) for key, value in model.state_dict().items()}
+    content = {"model": weights, "__author__": "Detectron2 Model Zoo"}
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    return path
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("ext", [False, True])
+def test_stock_models_initialise_double_head(
+    mask: bool, ext: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = tiny_cfg("official" if ext else "mmdet", "MODEL.WEIGHTS", "")
+    stock = stock_model(cfg, "MODEL.MASK_ON", mask, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8)
+    path = save_as_zoo(stock, tmp_path / "model_final.pkl")
+    with caplog.at_level(logging.INFO, "doublehead_d2"):
+        state = loaded(cfg, path)
+    theirs = stock.state_dict()
+    for key, value in state.items():
+        if "reg_" not in key:
+            torch.testing.assert_close(value, theirs[key], rtol=0, atol=0)
+    text = next(m for m in caplog.messages if m.startswith("Loaded from"))
+    heads, reg_head = ("4", "80") if ext else ("2", "90")
+    lines = [
+        f"Loaded from {path}:",
+        "  backbone.fpn: 16 of 16 tensors",
+        "  backbone.bottom_up: 265 of 265 tensors",
+        "  proposal_generator.rpn_head: 6 of 6 tensors",
+        "  roi_heads.box_head: 4 of 4 tensors",
+        f"  roi_heads.box_predictor: {heads} of {heads} tensors",
+        f"  roi_heads.reg_head: none of {reg_head} tensors, the rest as initialised",
+        f"  roi_heads.reg_predictor: none of {heads} tensors, the rest as initialised",
+    ]
+    # a plain Double-Head's fc-head has no boxes
+    unused = [] if ext else ["roi_heads.box_predictor (2)"]
+    unused += ["roi_heads.mask_head (12)"] * mask
+    if unused:
+        lines.append(f"  not used: {', '.join(unused)}")
+    assert text.splitlines() == lines
+
+
+def test_other_numbers_of_classes_leave_the_predictors_as_they_were(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_foreign("official", tmp_path / "a.pth")
+    cfg = tiny_cfg("official", "MODEL.ROI_HEADS.NUM_CLASSES", 3)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    before = {k: v.clone() for k, v in model.state_dict().items() if "predictor" in k}
+    with caplog.at_level(logging.INFO, "doublehead_d2"):
+        DoubleHeadCheckpointer(model).load(str(path))
+    after = {k: v for k, v in model.state_dict().items() if "predictor" in k}
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert "roi_heads.box_predictor: none of 4 tensors, the rest as initialised" in caplog.text
+    assert "roi_heads.reg_head: 80 of 80 tensors" in caplog.text
+
+
+def test_own_checkpoints_load_as_ever(tmp_path: Path) -> None:
+    cfg = model_zoo.get_config(TINY_EXT)
+    cfg.MODEL.DEVICE = "cpu"
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    DoubleHeadCheckpointer(model, str(tmp_path)).save("model", iteration=7)
+    other = build_model(cfg)
+    rest = DoubleHeadCheckpointer(other).load(str(tmp_path / "model.pth"))
+    assert rest["iteration"] == 7
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert DoubleHeadCheckpointer(other).load("") == {}

@@ -1,0 +1,261 @@
+"""Renaming and rearranging published weights: by hand, exactly; refused where they do not fit."""
+
+import logging
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from doublehead_d2.checkpoint import convert_checkpoint
+from doublehead_d2.checkpoint.convert import COMMAND, SOURCES
+from doublehead_d2.checkpoint.maskrcnn_benchmark import background_last, without_background_box
+from foreign import GOLDEN, foreign_checkpoint, foreign_state, tiny_cfg
+
+NAMES = {"mmdet": "mmdet", "official": "maskrcnn_benchmark"}
+SOURCE = pytest.mark.parametrize("source", NAMES)
+SCORES = "roi_heads.box.predictor.cls_score"
+
+
+def file_keys(source: str) -> list[str]:
+    lines = (GOLDEN / f"{source}_keys.tsv").read_text().splitlines()[1:]
+    return [line.split("\t")[0] for line in lines]
+
+
+@SOURCE
+def test_table_has_every_key_once(source: str) -> None:
+    table = list(SOURCES[NAMES[source]].renames(50))
+    theirs = [rename.theirs for rename in table]
+    ours = [rename.ours for rename in table if rename.ours]
+    assert sorted(theirs) == sorted(file_keys(source))
+    assert len(set(theirs)) == len(theirs) and len(set(ours)) == len(ours)
+    assert sorted(ours) == sorted(build_model(tiny_cfg(source)).state_dict())
+
+
+def test_table_of_resnet_101() -> None:
+    table = list(SOURCES["maskrcnn_benchmark"].renames(101))
+    cfg = tiny_cfg("official", "MODEL.RESNETS.DEPTH", 101)
+    ours = [rename.ours for rename in table if rename.ours]
+    assert sorted(ours) == sorted(build_model(cfg).state_dict())
+
+
+@SOURCE
+@pytest.mark.parametrize("given", ["auto", "named"])
+def test_converted_weights_load_strictly(source: str, given: str) -> None:
+    model = build_model(tiny_cfg(source))
+    name = "auto" if given == "auto" else NAMES[source]
+    model.load_state_dict(convert_checkpoint(foreign_checkpoint(source), name), strict=True)
+
+
+@SOURCE
+def test_containers_and_prefixes_do_not_matter(source: str) -> None:
+    state = foreign_state(source)
+    wrapped = OrderedDict((f"module.{key}", value) for key, value in state.items())
+    expected = convert_checkpoint(state)
+    for checkpoint in ({"model": wrapped}, {"state_dict": state, "meta": {}}, wrapped):
+        torch.testing.assert_close(convert_checkpoint(checkpoint), expected, rtol=0, atol=0)
+
+
+def test_most_of_the_official_weights_stay_as_they_are() -> None:
+    state = foreign_state("official")
+    converted = convert_checkpoint(state)
+    theirs = "roi_heads.box.feature_extractor.shared_nonlocal.1.ffconv.bottleneck.3.weight"
+    assert converted["roi_heads.reg_head.blocks.4.conv2.weight"] is state[theirs]
+
+
+def test_background_moves_from_first_to_last() -> None:
+    # background 10, classes 11 and 12
+    assert background_last(torch.tensor([10, 11, 12])).tolist() == [11, 12, 10]
+    state = foreign_state("official")
+    converted = convert_checkpoint(state)
+    for theirs, ours in ((SCORES, "reg_predictor"), (f"{SCORES}_fc", "box_predictor")):
+        for name in ("weight", "bias"):
+            rows = converted[f"roi_heads.{ours}.cls_score.{name}"]
+            torch.testing.assert_close(rows[:5], state[f"{theirs}.{name}"][1:])
+            torch.testing.assert_close(rows[5], state[f"{theirs}.{name}"][0])
+
+
+def test_boxes_of_background_go() -> None:
+    # K = 1: 4 rows of background, 4 of the class; class-agnostic files have the same 8.
+    assert without_background_box(torch.arange(8)).tolist() == [4, 5, 6, 7]
+    state = foreign_state("official")
+    converted = convert_checkpoint(state)
+    boxes = converted["roi_heads.box_predictor.bbox_pred.weight"]
+    torch.testing.assert_close(boxes, state["roi_heads.box.predictor.bbox_pred_fc.weight"][4:])
+
+
+@SOURCE
+def test_class_agnostic_boxes(source: str) -> None:
+    state = foreign_state(source)
+    first = 4 if source == "official" else 0
+    for key in state:
+        if ("bbox_pred" in key and "roi_heads" in key) or "fc_reg" in key:
+            state[key] = state[key][: first + 4]
+    converted = convert_checkpoint(state)
+    model = build_model(tiny_cfg(source, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True))
+    model.load_state_dict(converted, strict=True)
+    theirs = "roi_heads.box.predictor.bbox_pred.bias"
+    theirs = theirs if source == "official" else "roi_head.bbox_head.fc_reg.bias"
+    ours = converted["roi_heads.reg_predictor.bbox_pred.bias"]
+    torch.testing.assert_close(ours, state[theirs][first:])
+
+
+def test_frozen_norms_scale_as_without_eps() -> None:
+    state = foreign_state("official")
+    model = build_model(tiny_cfg("official")).eval()
+    model.load_state_dict(convert_checkpoint(state), strict=True)
+    norm, theirs = model.backbone.bottom_up.stem.conv1.norm, "backbone.body.stem.bn1"
+    variance = state[f"{theirs}.running_var"]
+    torch.testing.assert_close(norm.running_var, variance - 1e-5)
+    scale = state[f"{theirs}.weight"].double() / variance.double().sqrt()
+    x = torch.randn(1, 4, 3, 3)
+    mean, bias = (state[f"{theirs}.{name}"].double() for name in ("running_mean", "bias"))
+    expected = (x.double() - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
+    torch.testing.assert_close(norm(x).double(), expected, rtol=0, atol=2e-6)
+    # those of the heads are batch norms on both sides
+    head = "roi_heads.reg_head.blocks.0.conv1.norm.running_var"
+    theirs = "roi_heads.box.feature_extractor.nonlocal_conv.bottom.1.running_var"
+    torch.testing.assert_close(model.state_dict()[head], state[theirs], rtol=0, atol=0)
+
+
+@SOURCE
+def test_version_numbers_of_modules_are_not_carried(source: str) -> None:
+    """Frozen norms subtract their epsilon from state dicts of version 2, that of batch norms."""
+    state = foreign_state(source)
+    prefixes = {key.rsplit(".", 1)[0] for key in state}
+    state._metadata = OrderedDict((prefix, {"version": 2}) for prefix in prefixes)
+    converted = convert_checkpoint(state)
+    assert type(converted) is dict and not hasattr(converted, "_metadata")
+
+
+def test_dropped_keys_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "doublehead_d2"):
+        convert_checkpoint(foreign_checkpoint("mmdet"))
+        convert_checkpoint(foreign_checkpoint("official"))
+    first, second = caplog.messages
+    assert "Converted 385 tensors" in first and "dropped 53: backbone.bn1.num_batches" in first
+    assert "Converted 379 tensors" in second
+    assert second.endswith("cell_anchors.3, rpn.anchor_generator.cell_anchors.4")
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "ours"),
+    [
+        ("official", f"{SCORES}.bias", "roi_heads.reg_predictor.cls_score.bias"),
+        ("official", "backbone.body.layer4.2.bn3.running_var", "res5.2.conv3.norm.running_var"),
+        ("official", "rpn.anchor_generator.cell_anchors.4", "dropped"),
+        (
+            "mmdet",
+            "roi_head.bbox_head.conv_branch.3.bn3.num_batches_tracked",
+            "blocks.4.conv3.norm",
+        ),
+        ("mmdet", "backbone.layer1.0.bn1.num_batches_tracked", "dropped"),
+    ],
+)
+def test_a_missing_key_is_named_on_both_sides(source: str, key: str, ours: str) -> None:
+    state = foreign_state(source)
+    del state[key]
+    message = f"Double-Head R-CNN R-50 of .*: 1 of its {len(state) + 1} keys missing: {key} "
+    with pytest.raises(ValueError, match=rf"{message}\(.*{ours}.* here\); 0 keys left over$"):
+        convert_checkpoint(state)
+
+
+@SOURCE
+def test_a_key_too_many_is_named(source: str) -> None:
+    state = foreign_state(source)
+    state["mask_head.conv.weight"] = torch.zeros(1)
+    with pytest.raises(ValueError, match="0 of its .* missing; 1 keys left over: mask_head.conv"):
+        convert_checkpoint(state)
+
+
+def test_long_lists_are_shortened() -> None:
+    state = foreign_state("mmdet")
+    kept = {key: value for key, value in state.items() if not key.startswith("backbone.layer4")}
+    with pytest.raises(ValueError, match="60 of its 438 keys missing: .* and 52 more; 0 keys left"):
+        convert_checkpoint(kept)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (
+            {"roi_head.bbox_head.shared_fcs.0.weight": torch.zeros(1)},
+            "not a Double-Head R-CNN of mmdetection: no key begins with .*conv_branch.*roi_head",
+        ),
+        (
+            {"roi_heads.box.feature_extractor.fc6.weight": torch.zeros(1)},
+            "not a Double-Head R-CNN of the authors' code .*nonlocal_conv",
+        ),
+        (
+            {"conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(1)},
+            r"from none of the known sources: mmdetection \(roi_head.bbox_head\.\*\); .*"
+            r"found 2 keys: conv1.\* \(1\), fc.\* \(1\)",
+        ),
+        (
+            {"roi_heads.box_predictor.cls_score.bias": torch.zeros(1)},
+            "keys of detectron2: use the file as MODEL.WEIGHTS",
+        ),
+        ({"roi_head.bbox_head.x": np.zeros(1)}, "'roi_head.bbox_head.x' is a ndarray"),
+        ({"state_dict": {}}, "holds one; this is an empty dict"),
+        ({}, "this is an empty dict"),
+        ([], "this is a list"),
+    ],
+)
+def test_other_files_are_refused_with_what_was_found(state: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(state)
+
+
+def test_unknown_source_is_refused() -> None:
+    with pytest.raises(ValueError, match="source is 'mmcv'; allowed: 'auto', 'mmdet', 'maskrcnn"):
+        convert_checkpoint(foreign_checkpoint("mmdet"), "mmcv")
+
+
+@SOURCE
+def test_the_other_source_is_refused(source: str) -> None:
+    other = next(name for name in SOURCES if name != NAMES[source])
+    with pytest.raises(ValueError, match="this is not a Double-Head R-CNN of"):
+        convert_checkpoint(foreign_checkpoint(source), other)
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "rows", "message"),
+    [
+        ("mmdet", "roi_head.bbox_head.fc_reg.bias", 19, "19 rows; .* 5 classes allowed: 20 or 4"),
+        ("official", f"{SCORES}_fc.weight", 7, "7 rows; with 5 classes allowed: 6$"),
+        ("official", "roi_heads.box.predictor.bbox_pred.bias", 20, "allowed: 24 or 8"),
+    ],
+)
+def test_rows_of_classes_and_boxes_must_agree(
+    source: str, key: str, rows: int, message: str
+) -> None:
+    state = foreign_state(source)
+    state[key] = torch.zeros(rows)
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(state)
+
+
+# ------------------------------------------------------------- foreign weights in our own modules
+
+
+@SOURCE
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_model_refuses_foreign_weights(source: str, prefix: str) -> None:
+    model = build_model(tiny_cfg(source))
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    state = {f"{prefix}{key}": value for key, value in foreign_state(source).items()}
+    for strict in (True, False):
+        with pytest.raises(
+            ValueError, match="would load nothing; convert them .*doublehead://"
+        ) as error:
+            model.load_state_dict(state, strict=strict)
+        assert COMMAND in str(error.value)
+    torch.testing.assert_close(dict(model.named_parameters()), before, rtol=0, atol=0)
+
+
+def test_the_model_takes_its_own_and_other_weights_of_detectron2() -> None:
+    model = build_model(tiny_cfg("official"))
+    model.load_state_dict(model.state_dict())
+    backbone = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
+    model.load_state_dict({**backbone, "fc1000.weight": torch.zeros(2)}, strict=False)

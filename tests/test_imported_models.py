@@ -1,0 +1,229 @@
+"""Whole detectors with imported weights against the code that the weights are from.
+
+The arrays are described in golden/README.md. Run with `-s` to see the largest differences by stage.
+"""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.structures import ImageList
+from torch import Tensor
+
+from doublehead_d2.checkpoint import convert_checkpoint
+from doublehead_d2.modeling.output_layers import DoubleHeadPredictions
+from foreign import GOLDEN, foreign_checkpoint, image, tiny_cfg
+
+LEVELS = ["p2", "p3", "p4", "p5", "p6"]
+IMAGES = {
+    "mmdet": [(1, 160, 224), (2, 180, 150)],  # seed, height, width
+    "official": [(1, 160, 224), (7, 192, 160)],
+}
+# A legacy box names its last pixel: detectron2's ends (0, 0, 1, 1) after it.
+SHIFT = {"mmdet": 0.0, "official": torch.tensor([0.0, 0.0, 1.0, 1.0])}
+# Largest differences allowed, where not 1e-4: pixels for anchors, proposals and boxes.
+TOLERANCES = {
+    "mmdet": {"scores": 1e-5},
+    "official": {"anchors": 0.0, "proposals": 1e-3, "boxes": 1e-3, "scores": 1e-5},
+}
+MODES = {  # the authors' evaluation flags: score fusion, box source
+    0: ("reg_head", "reg_head"),
+    1: ("cls_head", "cls_head"),
+    2: ("cls_head", "reg_head"),
+    3: ("complementary", "reg_head"),
+}
+
+
+class Detector:
+    """A model with imported weights, and what it says of one image."""
+
+    def __init__(self, source: str, number: int, *opts: object) -> None:
+        cfg = tiny_cfg(source, *opts)
+        self.model: GeneralizedRCNN = build_model(cfg).eval()
+        self.model.load_state_dict(convert_checkpoint(foreign_checkpoint(source)), strict=True)
+        picture = image(*IMAGES[source][number])
+        if cfg.INPUT.FORMAT == "RGB":
+            picture = picture[:, :, ::-1]
+        self.pixels = torch.as_tensor(picture.transpose(2, 0, 1).copy())
+        self.images: ImageList = self.model.preprocess_image([{"image": self.pixels}])
+        self.features = self.model.backbone(self.images.tensor)
+        self.proposals = self.model.proposal_generator(self.images, self.features)[0][0]
+
+    def heads(self) -> DoubleHeadPredictions:
+        boxes = [self.proposals.proposal_boxes]
+        return self.model.roi_heads.predict(self.features, boxes)
+
+    def detections(self, mode: tuple | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and classes in the frame of the network's input."""
+        if mode is None:
+            result = self.model.inference([{"image": self.pixels}], do_postprocess=False)[0]
+        else:
+            heads = self.model.roi_heads
+            result = heads.inference(self.heads(), [self.proposals], *mode)[0][0]
+        return result.pred_boxes.tensor, result.scores, result.pred_classes
+
+
+def golden(source: str, number: int) -> dict[str, Tensor]:
+    arrays = np.load(GOLDEN / f"{source}_detector.npz")
+    prefix = f"img{number}/"
+    return {k.removeprefix(prefix): torch.as_tensor(arrays[k]) for k in arrays if prefix in k}
+
+
+def largest(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return (ours - theirs).abs().max().item() if ours.numel() else 0.0
+
+
+def largest_of_first(ours: Tensor, theirs: Tensor) -> float:
+    """As `largest`, of as many rows as the file has."""
+    assert len(ours) >= len(theirs) >= 200
+    return largest(ours[: len(theirs)], theirs)
+
+
+def thinned(values: Tensor, level: str) -> Tensor:
+    """What the files keep of the finest level: 1/16 of the cells, the first of the anchors."""
+    if level != "p2":
+        return values
+    return values[:300] if values.dim() == 2 else values[:, ::4, ::4]
+
+
+def compare_dense_stages(source: str, detector: Detector, theirs: dict) -> dict[str, float]:
+    rpn = detector.model.proposal_generator
+    maps = [detector.features[level] for level in LEVELS]
+    objectness, deltas = rpn.rpn_head(maps)
+    anchors = [boxes.tensor for boxes in rpn.anchor_generator(maps)]
+    stages = {
+        "FPN": (maps, "", 0.0),
+        "objectness": (objectness, "objectness_", 0.0),
+        "deltas": (deltas, "anchor_deltas_", 0.0),
+        "anchors": ([x[None] for x in anchors], "anchors_", SHIFT[source]),
+    }
+    differences = {"input": largest(detector.images.tensor[0][:, ::4, ::4], theirs["input"])}
+    for stage, (tensors, prefix, shift) in stages.items():
+        differences[stage] = max(
+            largest(thinned(ours[0], level), theirs[f"{prefix}{level}"] + shift)
+            for ours, level in zip(tensors, LEVELS, strict=True)
+        )
+    return differences
+
+
+def match(source: str, ours: tuple, theirs: tuple) -> tuple[float, float]:
+    """Largest differences of boxes and scores of two sets of detections.
+
+    Each of ours is paired with the nearest of theirs of the same class; all pairs must be distinct.
+    """
+    boxes, scores, classes = ours
+    their_boxes, their_scores, their_classes = theirs
+    their_boxes = their_boxes + SHIFT[source]
+    assert len(boxes) == len(their_boxes) > 0
+    distance = (boxes[:, None] - their_boxes).abs().amax(dim=2)
+    distance = distance + (scores[:, None] - their_scores).abs()
+    distance[classes[:, None] != their_classes] = float("inf")
+    nearest = distance.argmin(dim=1)
+    assert len(nearest.unique()) == len(nearest)
+    return largest(boxes, their_boxes[nearest]), largest(scores, their_scores[nearest])
+
+
+def assert_within(source: str, title: str, differences: dict[str, float]) -> None:
+    print(f"\n{title}: largest difference by stage (allowed)")
+    allowed = {stage: TOLERANCES[source].get(stage, 1e-4) for stage in differences}
+    for stage, difference in differences.items():
+        print(f"  {stage:13} {difference:.1e} ({allowed[stage]:.0e})")
+    for stage, difference in differences.items():
+        assert difference <= allowed[stage], f"{title}, {stage}: {difference}"
+
+
+@torch.no_grad()
+def test_mmdet_dense_stages() -> None:
+    detector = Detector("mmdet", 0)
+    differences = compare_dense_stages("mmdet", detector, golden("mmdet", 0))
+    assert_within("mmdet", "mmdet, image 0", differences)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@torch.no_grad()
+def test_mmdet_proposals_and_detections(number: int) -> None:
+    detector, theirs = Detector("mmdet", number), golden("mmdet", number)
+    predictions = detector.heads()
+    boxes, scores = match(
+        "mmdet",
+        detector.detections(),
+        (theirs["boxes"], theirs["scores"], theirs["labels"]),
+    )
+    differences = {
+        "input": largest(detector.images.tensor[0][:, ::4, ::4], theirs["input"]),
+        "proposals": largest(detector.proposals.proposal_boxes.tensor, theirs["proposals"]),
+        "objectness": largest(detector.proposals.objectness_logits.sigmoid(), theirs["objectness"]),
+        "head outputs": max(
+            largest_of_first(predictions.cls_head.scores, theirs["cls"]),
+            largest_of_first(predictions.reg_head.deltas, theirs["reg"]),
+        ),
+        "boxes": boxes,
+        "scores": scores,
+    }
+    assert_within("mmdet", f"mmdet, image {number}", differences)
+
+
+@torch.no_grad()
+def test_official_dense_stages() -> None:
+    detector = Detector("official", 0)
+    differences = compare_dense_stages("official", detector, golden("official", 0))
+    assert_within("official", "official, image 0", differences)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@torch.no_grad()
+def test_official_proposals_and_heads(number: int) -> None:
+    detector, theirs = Detector("official", number), golden("official", number)
+    predictions = detector.heads()
+    background_last = [1, 2, 3, 4, 5, 0]
+    differences = {
+        "input": largest(detector.images.tensor[0][:, ::4, ::4], theirs["input"]),
+        "proposals": largest(
+            detector.proposals.proposal_boxes.tensor, theirs["proposals"] + SHIFT["official"]
+        ),
+        "objectness": largest(detector.proposals.objectness_logits.sigmoid(), theirs["objectness"]),
+        "head outputs": max(
+            largest_of_first(predictions.cls_head.scores, theirs["cls_fc"][:, background_last]),
+            largest_of_first(predictions.reg_head.scores, theirs["cls_conv"][:, background_last]),
+            largest_of_first(predictions.cls_head.deltas, theirs["reg_fc"][:, 4:]),
+            largest_of_first(predictions.reg_head.deltas, theirs["reg_conv"][:, 4:]),
+        ),
+    }
+    assert_within("official", f"official, image {number}", differences)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("number", [0, 1])
+@torch.no_grad()
+def test_official_detections(number: int, mode: int) -> None:
+    detector, theirs = Detector("official", number), golden("official", number)
+    their_detections = (
+        theirs[f"mode{mode}/boxes"],
+        theirs[f"mode{mode}/scores"],
+        theirs[f"mode{mode}/labels"] - 1,
+    )
+    boxes, scores = match("official", detector.detections(MODES[mode]), their_detections)
+    title = f"official, image {number}, mode {mode}"
+    assert_within("official", title, {"boxes": boxes, "scores": scores})
+    if mode == 3:  # what the config asks for
+        ours = detector.detections()
+        torch.testing.assert_close(ours[0], detector.detections(MODES[3])[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("opts", "stage"),
+    [
+        (["MODEL.ROI_DOUBLE_HEAD.LEGACY_BOXES", False], "head outputs"),
+        (["MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator"], "anchors"),
+    ],
+)
+@torch.no_grad()
+def test_detectron2s_own_conventions_are_others(opts: list, stage: str) -> None:
+    """What the two legacy keys are for, and that the comparisons above would notice them."""
+    detector, theirs = Detector("official", 0, *opts), golden("official", 0)
+    if stage == "anchors":
+        assert compare_dense_stages("official", detector, theirs)["anchors"] > 1
+    else:
+        ours = detector.heads().reg_head.deltas
+        assert largest_of_first(ours, theirs["reg_conv"][:, 4:]) > 0.01
