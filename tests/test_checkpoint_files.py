@@ -383,11 +383,15 @@ def test_conversion_happens_once_and_again_for_another_file(cache: Path) -> None
     assert published.local_path(OFFICIAL) == str(path)
 
 
-def test_conversion_that_was_interrupted_is_made_again(cache: Path) -> None:
+@pytest.mark.parametrize("record", [None, "", '{"file": '])
+def test_conversion_that_was_interrupted_is_made_again(record: str | None, cache: Path) -> None:
     put_official(cache)
     path = Path(published.local_path(OFFICIAL))
-    path.with_suffix(".json").unlink()  # it is written last
     path.write_bytes(b"half a file")
+    if record is None:  # the record is written last
+        path.with_suffix(".json").unlink()
+    else:
+        path.with_suffix(".json").write_text(record)
     load_tensors(published.local_path(OFFICIAL))
 
 

@@ -136,7 +136,10 @@ def _is_current(converted: str, original: str) -> bool:
     if not os.path.isfile(original):
         return True
     with open(_record_path(converted)) as f:
-        record = json.load(f)
+        try:
+            record = json.load(f)
+        except ValueError:  # writing it was interrupted
+            return False
     stat = os.stat(original)
     return (record["bytes"], record["modified"]) == (stat.st_size, stat.st_mtime_ns)
 
