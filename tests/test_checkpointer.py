@@ -214,3 +214,42 @@ def test_own_checkpoints_load_as_ever(tmp_path: Path) -> None:
     assert rest["iteration"] == 7
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert DoubleHeadCheckpointer(other).load("") == {}
+
+
+# ------------------------------------------------------------------------------- training goes on
+
+
+OWN_CONVENTIONS = [  # as COCO-Detection/double_head_ext_rcnn_R_50_FPN_1x.yaml
+    *("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator"),
+    *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"),
+    *("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 0),
+    *("MODEL.ROI_DOUBLE_HEAD.LEGACY_BOXES", False),
+    *("INPUT.RESIZE_RULE", "detectron2"),
+]
+
+
+@pytest.mark.parametrize(
+    ("source", "opts"),
+    [("mmdet", []), ("official", []), ("official", OWN_CONVENTIONS)],
+    ids=["mmdet", "official", "official under detectron2's conventions"],
+)
+def test_imported_weights_are_fine_tuned(
+    source: str, opts: list, tmp_path: Path, shapes: Path
+) -> None:
+    path = save_foreign(source, tmp_path / "a.pth")
+    cfg = tiny_cfg(source, *opts, "MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(tmp_path))
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ()
+    cfg.INPUT.MIN_SIZE_TRAIN = (96,)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 2, 2, 0
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    state = trainer.model.state_dict()
+    frozen = "backbone.bottom_up.stem.conv1.weight"
+    trained = "roi_heads.reg_head.blocks.0.conv1.weight"
+    before = {key: state[key].clone() for key in (frozen, trained)}
+    torch.testing.assert_close(before[trained], converted(source)[trained], rtol=0, atol=0)
+    trainer.train()
+    assert torch.equal(state[frozen], before[frozen])
+    assert not torch.equal(state[trained], before[trained])
+    assert all(value.isfinite().all() for value in state.values())
