@@ -29,15 +29,24 @@ def default_cfg(*opts: object) -> CfgNode:
     return cfg
 
 
+def narrow(cfg: CfgNode, *, backbone: int, heads: int) -> None:
+    """Divide the widths of a ResNet-FPN's layers, and those of its FPN and heads, in place."""
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 64 // backbone
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 256 // backbone
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 64 // backbone
+    cfg.MODEL.FPN.OUT_CHANNELS = 256 // heads
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 1024 // heads
+    node = cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD
+    node.DIM, node.BOTTLENECK_DIM, node.NONLOCAL_DIM = 1024 // heads, 256 // heads, 512 // heads
+
+
 def small_cfg(*opts: object) -> CfgNode:
     """The Base config with heads of the reference arrays' size and 5 classes."""
     cfg = model_zoo.get_config("COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml")
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
-    node = cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD
-    node.DIM, node.BOTTLENECK_DIM, node.NONLOCAL_DIM = 32, 8, 16
+    narrow(cfg, backbone=16, heads=32)
     cfg.merge_from_list(list(opts))
     return cfg
 

@@ -13,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from builders import narrow
 from doublehead_d2 import model_zoo
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -70,17 +71,11 @@ GAINS = {
 
 
 def tiny_cfg(source: str, *opts: object) -> CfgNode:
-    """The Imported config of a source at 1/16 width with 5 classes, on the CPU."""
+    """The Imported config of a source, its backbone at 1/16 width, with 5 classes, on the CPU."""
     cfg = model_zoo.get_config(CONFIGS[source])
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 4
-    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
-    cfg.MODEL.FPN.OUT_CHANNELS = 8
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
-    conv_head = cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD
-    conv_head.DIM, conv_head.BOTTLENECK_DIM, conv_head.NONLOCAL_DIM = 32, 8, 16
+    narrow(cfg, backbone=16, heads=32)
     cfg.merge_from_list(list(opts))
     return cfg
 

@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from builders import narrow
 from doublehead_d2 import DoubleHeadROIHeads, model_zoo
 from doublehead_d2.config import check_doublehead_config
 from doublehead_d2.inference import Predictor
@@ -25,13 +26,7 @@ def build(name: str, *opts: object) -> nn.Module:
     cfg.MODEL.WEIGHTS = ""
     cfg.TEST.DETECTIONS_PER_IMAGE = 5  # detectron2's keypoint decoding is slow
     if cfg.MODEL.FPN.OUT_CHANNELS == 256:
-        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
-        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32
-        cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
-        cfg.MODEL.FPN.OUT_CHANNELS = 32
-        cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 128
-        node = cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD
-        node.DIM, node.BOTTLENECK_DIM, node.NONLOCAL_DIM = 128, 32, 64
+        narrow(cfg, backbone=8, heads=8)
         cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 64
         # With random weights and frozen BN activations grow until keypoint heatmaps overflow.
         cfg.MODEL.PIXEL_STD = [100.0, 100.0, 100.0]

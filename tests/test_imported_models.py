@@ -133,64 +133,50 @@ def assert_within(source: str, title: str, differences: dict[str, float]) -> Non
         assert difference <= allowed[stage], f"{title}, {stage}: {difference}"
 
 
+def compare_heads(source: str, ours: DoubleHeadPredictions, theirs: dict) -> float:
+    if source == "mmdet":
+        pairs = [(ours.cls_head.scores, theirs["cls"]), (ours.reg_head.deltas, theirs["reg"])]
+    else:
+        background_last = [1, 2, 3, 4, 5, 0]
+        pairs = [
+            (ours.cls_head.scores, theirs["cls_fc"][:, background_last]),
+            (ours.reg_head.scores, theirs["cls_conv"][:, background_last]),
+            (ours.cls_head.deltas, theirs["reg_fc"][:, 4:]),
+            (ours.reg_head.deltas, theirs["reg_conv"][:, 4:]),
+        ]
+    return max(largest_of_first(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("source", IMAGES)
 @torch.no_grad()
-def test_mmdet_dense_stages() -> None:
-    detector = Detector("mmdet", 0)
-    differences = compare_dense_stages("mmdet", detector, golden("mmdet", 0))
-    assert_within("mmdet", "mmdet, image 0", differences)
+def test_dense_stages(source: str) -> None:
+    differences = compare_dense_stages(source, Detector(source, 0), golden(source, 0))
+    assert_within(source, f"{source}, image 0", differences)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("source", IMAGES)
+@torch.no_grad()
+def test_proposals_and_heads(source: str, number: int) -> None:
+    detector, theirs = Detector(source, number), golden(source, number)
+    boxes = detector.proposals.proposal_boxes.tensor
+    logits = detector.proposals.objectness_logits
+    differences = {
+        "input": largest(detector.images.tensor[0][:, ::4, ::4], theirs["input"]),
+        "proposals": largest(boxes, theirs["proposals"] + SHIFT[source]),
+        "objectness": largest(logits.sigmoid(), theirs["objectness"]),
+        "head outputs": compare_heads(source, detector.heads(), theirs),
+    }
+    assert_within(source, f"{source}, image {number}", differences)
 
 
 @pytest.mark.parametrize("number", [0, 1])
 @torch.no_grad()
-def test_mmdet_proposals_and_detections(number: int) -> None:
+def test_mmdet_detections(number: int) -> None:
     detector, theirs = Detector("mmdet", number), golden("mmdet", number)
-    predictions = detector.heads()
-    boxes, scores = match(
-        "mmdet",
-        detector.detections(),
-        (theirs["boxes"], theirs["scores"], theirs["labels"]),
-    )
-    differences = {
-        "input": largest(detector.images.tensor[0][:, ::4, ::4], theirs["input"]),
-        "proposals": largest(detector.proposals.proposal_boxes.tensor, theirs["proposals"]),
-        "objectness": largest(detector.proposals.objectness_logits.sigmoid(), theirs["objectness"]),
-        "head outputs": max(
-            largest_of_first(predictions.cls_head.scores, theirs["cls"]),
-            largest_of_first(predictions.reg_head.deltas, theirs["reg"]),
-        ),
-        "boxes": boxes,
-        "scores": scores,
-    }
-    assert_within("mmdet", f"mmdet, image {number}", differences)
-
-
-@torch.no_grad()
-def test_official_dense_stages() -> None:
-    detector = Detector("official", 0)
-    differences = compare_dense_stages("official", detector, golden("official", 0))
-    assert_within("official", "official, image 0", differences)
-
-
-@pytest.mark.parametrize("number", [0, 1])
-@torch.no_grad()
-def test_official_proposals_and_heads(number: int) -> None:
-    detector, theirs = Detector("official", number), golden("official", number)
-    predictions = detector.heads()
-    background_last = [1, 2, 3, 4, 5, 0]
-    differences = {
-        "input": largest(detector.images.tensor[0][:, ::4, ::4], theirs["input"]),
-        "proposals": largest(
-            detector.proposals.proposal_boxes.tensor, theirs["proposals"] + SHIFT["official"]
-        ),
-        "objectness": largest(detector.proposals.objectness_logits.sigmoid(), theirs["objectness"]),
-        "head outputs": max(
-            largest_of_first(predictions.cls_head.scores, theirs["cls_fc"][:, background_last]),
-            largest_of_first(predictions.reg_head.scores, theirs["cls_conv"][:, background_last]),
-            largest_of_first(predictions.cls_head.deltas, theirs["reg_fc"][:, 4:]),
-            largest_of_first(predictions.reg_head.deltas, theirs["reg_conv"][:, 4:]),
-        ),
-    }
-    assert_within("official", f"official, image {number}", differences)
+    their_detections = (theirs["boxes"], theirs["scores"], theirs["labels"])
+    boxes, scores = match("mmdet", detector.detections(), their_detections)
+    assert_within("mmdet", f"mmdet, image {number}", {"boxes": boxes, "scores": scores})
 
 
 @pytest.mark.parametrize("mode", MODES)
