@@ -74,9 +74,10 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # The head whose boxes are used
     node.BOX_SOURCE = "reg_head"
 
-    # Pool RoIs at corners that name the first and the last pixel, as the authors' code does: for
-    # its checkpoints (configs/Imported), with ROI_BOX_HEAD.POOLER_TYPE "ROIAlign" and the anchors
-    # of MODEL.ANCHOR_GENERATOR.NAME "LegacyAnchorGenerator". Boxes stay detectron2's.
+    # Pool RoIs at corners that name the first and the last pixel, and clip detections to pixels, as
+    # the authors' code does: for its checkpoints (configs/Imported), with ROI_BOX_HEAD.POOLER_TYPE
+    # "ROIAlign", PROPOSAL_GENERATOR.NAME "LegacyRPN" and ANCHOR_GENERATOR.NAME
+    # "LegacyAnchorGenerator". Boxes stay detectron2's.
     node.LEGACY_BOXES = False
 
     # Names of the classes in the order of their indices. Training fills it in from the metadata

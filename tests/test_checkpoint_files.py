@@ -1,5 +1,6 @@
 """Checkpoint files that run no code, downloads that go on, and published models by name."""
 
+import codecs
 import collections
 import hashlib
 import http.server
@@ -67,12 +68,80 @@ def test_pickles_with_code_are_refused_and_not_run(tmp_path: Path) -> None:
         refuse_code_in_pickle(str(path))
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", range(6))
 def test_pickles_of_arrays_are_not_refused(protocol: int, tmp_path: Path) -> None:
-    weights = collections.OrderedDict(a=np.arange(3.0), b=np.float32(1), c=np.zeros(0, np.int64))
+    weights = collections.OrderedDict(
+        a=np.arange(3.0), b=np.float32(1), c=np.zeros(0, np.int64), d=np.ones((2, 3), ">f4").T
+    )
+    weights["e"] = np.array([True, False])
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps({"model": weights, "__author__": "zoo"}, protocol))
     refuse_code_in_pickle(str(path))
+
+
+# {"w": array([1, 2], float32)} as Python 2 pickled it: strings are bytes, also those of the array
+OLD_PICKLE = (
+    b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNN"
+    b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08\x00\x00\x80?\x00\x00\x00@tbs."
+)
+
+
+def test_pickles_of_python_2_are_not_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    path.write_bytes(OLD_PICKLE)
+    refuse_code_in_pickle(str(path))
+    assert pickle.loads(OLD_PICKLE, encoding="latin1")["w"].tolist() == [1, 2]
+
+
+class Call:
+    """Pickled, a call of anything."""
+
+    def __init__(self, function: object, *args: object) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (Call(np.ndarray, (1,), "f8"), "truncated or no pickle of arrays: .*not callable"),
+        (np.array([{}], dtype=object), r"run numpy.dtype\('O8'\)"),
+        (np.zeros(2, [("a", "f4")]), r"run numpy.dtype\('V4'\)"),
+        (Call(np.dtype, "O"), r"run numpy.dtype\('O'\)"),
+        (Call(getattr, "a", "b"), "run builtins.getattr"),
+        (np.datetime64("2020-01-01"), r"run numpy.dtype\('M8'\)"),
+        (Call(codecs.encode, "a", "zip"), "run _codecs.encode with 'zip'"),
+    ],
+)
+def test_pickles_of_more_than_plain_arrays_are_refused(
+    value: object, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": value}}, protocol=4))
+    with pytest.raises(ValueError, match=message):
+        refuse_code_in_pickle(str(path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"U\x08\x00\x00\x80?\x00\x00\x00@", b"U\x04\x00\x00\x80?"),  # half of the data
+        (b"K\x01K\x02\x85", b"K\x01K\x03\x85"),  # another shape
+        (b"K\x00\x85U\x01b", b"K\x09\x85U\x01b"),  # an array that is not empty before
+        (b"U\x02f4", b"U\x02O8"),
+        (b"\x89U\x08\x00\x00\x80?\x00\x00\x00@t", b"\x89]t"),  # a list, as of objects
+        (b"K\x03U\x01<NNN", b"K\x03U\x01<N]}"),  # names and fields of a structure
+    ],
+)
+def test_arrays_must_be_what_they_say(old: bytes, new: bytes, tmp_path: Path) -> None:
+    assert old in OLD_PICKLE
+    path = tmp_path / "a.pkl"
+    path.write_bytes(OLD_PICKLE.replace(old, new))
+    with pytest.raises(ValueError, match="a.pkl' is refused: it holds more than tensors"):
+        refuse_code_in_pickle(str(path))
 
 
 def test_classes_of_other_packages_are_named(tmp_path: Path) -> None:

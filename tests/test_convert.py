@@ -134,7 +134,10 @@ def test_dropped_keys_are_logged(caplog: pytest.LogCaptureFixture) -> None:
         convert_checkpoint(foreign_checkpoint("mmdet"))
         convert_checkpoint(foreign_checkpoint("official"))
     first, second = caplog.messages
-    assert "Converted 385 tensors" in first and "dropped 53: backbone.bn1.num_batches" in first
+    assert (
+        "Converted 385 tensors of a Double-Head R-CNN R-50 of mmdetection with 5 cl" in first
+        and "dropped 53: backbone.bn1.num_batches" in first
+    )
     assert "Converted 379 tensors" in second
     assert second.endswith("cell_anchors.3, rpn.anchor_generator.cell_anchors.4")
 
@@ -193,10 +196,14 @@ def test_long_lists_are_shortened() -> None:
             r"found 2 keys: conv1.\* \(1\), fc.\* \(1\)",
         ),
         (
-            {"roi_heads.box_predictor.cls_score.bias": torch.zeros(1)},
-            "keys of detectron2: use the file as MODEL.WEIGHTS",
+            {"backbone.bottom_up.stem.conv1.weight": torch.zeros(1)},
+            "keys of detectron2, which need no conversion",
         ),
         ({"roi_head.bbox_head.x": np.zeros(1)}, "'roi_head.bbox_head.x' is a ndarray"),
+        ({0: torch.zeros(1)}, "keys of a state dict are strings; this one has 0"),
+        ({"state_dict": {("a", 1): torch.zeros(1)}}, r"strings; this one has \('a', 1\)"),
+        ({"model": {b"a": torch.zeros(1)}}, "strings; this one has b'a'"),
+        ({"model": None}, "this is a NoneType"),
         ({"state_dict": {}}, "holds one; this is an empty dict"),
         ({}, "this is an empty dict"),
         ([], "this is a list"),

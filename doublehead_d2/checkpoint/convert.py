@@ -54,6 +54,14 @@ SOURCES = {
 }
 
 
+class ForeignModel(NamedTuple):
+    """What a foreign checkpoint was found to be."""
+
+    source: str  # a name of `SOURCES`
+    depth: int  # of the ResNet
+    num_classes: int
+
+
 def convert_checkpoint(checkpoint: Mapping[str, Any], source: str = "auto") -> dict[str, Tensor]:
     """Rename and rearrange the weights of a published Double-Head R-CNN.
 
@@ -74,15 +82,20 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], source: str = "auto") -> d
         ValueError: the file is from neither source, or of another model; names what was found,
             what is missing and what is left over.
     """
+    return read_foreign(checkpoint, source)[0]
+
+
+def read_foreign(
+    checkpoint: Mapping[str, Any], source: str = "auto"
+) -> tuple[dict[str, Tensor], ForeignModel]:
+    """As :func:`convert_checkpoint`, with what the checkpoint was found to be."""
     if source not in ("auto", *SOURCES):
         raise ValueError(f"source is '{source}'; allowed: 'auto', {', '.join(map(repr, SOURCES))}")
     state = _state_dict(checkpoint)
-    if source == "auto":
-        found = find_source(state)
-        if found is None:
-            raise ValueError(_neither(state))
-        source = found
-    description = SOURCES[source]
+    name = find_source(state) if source == "auto" else source
+    if name is None:
+        raise ValueError(_neither(state))
+    description = SOURCES[name]
     if not any(key.startswith(description.double_head) for key in state):
         raise ValueError(
             f"this is not a Double-Head R-CNN of {description.title}: no key begins with "
@@ -91,26 +104,32 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], source: str = "auto") -> d
     depth = _depth(state, description)
     table = list(description.renames(depth))
     _check_keys(state, table, f"Double-Head R-CNN R-{depth} of {description.title}")
-    _check_rows(state, description)
+    model = ForeignModel(name, depth, _check_rows(state, description))
+    _log_conversion(table, model)
+    converted = {
+        ours: change(state[theirs]) if change else state[theirs]
+        for theirs, ours, change in table
+        if ours is not None
+    }
+    return converted, model
+
+
+def _log_conversion(table: list[Rename], model: ForeignModel) -> None:
     dropped = [rename.theirs for rename in table if rename.ours is None]
     logger.info(
-        "Converted %d tensors of a Double-Head R-CNN R-%d of %s; dropped %d: %s",
+        "Converted %d tensors of a Double-Head R-CNN R-%d of %s with %d classes; dropped %d: %s",
         len(table) - len(dropped),
-        depth,
-        description.title,
+        model.depth,
+        SOURCES[model.source].title,
+        model.num_classes,
         len(dropped),
         ", ".join(dropped),
     )
-    return {
-        rename.ours: rename.change(state[rename.theirs]) if rename.change else state[rename.theirs]
-        for rename in table
-        if rename.ours is not None
-    }
 
 
-def find_source(keys: Iterable[str]) -> str | None:
+def find_source(keys: Iterable[Any]) -> str | None:
     """The source whose models have such keys, a name of `SOURCES`; None if there is none."""
-    keys = [key.removeprefix("module.") for key in keys]
+    keys = [str(key).removeprefix("module.") for key in keys]
     for name, source in SOURCES.items():
         if any(key.startswith(source.mark) for key in keys):
             return name
@@ -120,7 +139,7 @@ def find_source(keys: Iterable[str]) -> str | None:
 def find_foreign(checkpoint: Any) -> str | None:
     """As :func:`find_source`, of what `torch.load` gave; None for anything but a foreign file."""
     state = _unwrap(checkpoint)
-    return find_source(map(str, state)) if isinstance(state, Mapping) else None
+    return find_source(state) if isinstance(state, Mapping) else None
 
 
 def refuse_foreign_keys(keys: Iterable[str]) -> None:
@@ -154,6 +173,8 @@ def _state_dict(checkpoint: Any) -> dict[str, Tensor]:
         found = "an empty dict" if isinstance(state, Mapping) else f"a {type(state).__name__}"
         raise ValueError(f"a checkpoint is a state dict or holds one; this is {found}")
     for key, value in state.items():
+        if not isinstance(key, str):
+            raise ValueError(f"the keys of a state dict are strings; this one has {key!r}")
         if not isinstance(value, torch.Tensor):
             raise ValueError(
                 f"'{key}' is a {type(value).__name__}, and a state dict holds nothing but tensors; "
@@ -187,8 +208,8 @@ def _check_keys(state: Collection[str], table: list[Rename], model: str) -> None
         )
 
 
-def _check_rows(state: Mapping[str, Tensor], source: Source) -> None:
-    """Class scores and boxes of one model must be of the same classes."""
+def _check_rows(state: Mapping[str, Tensor], source: Source) -> int:
+    """Class scores and boxes of one model must be of the same classes; returns how many."""
     classes = _num_rows(state[f"{source.cls_scores[0]}.weight"]) - 1
     background = source.background_boxes
     scores: tuple[int, ...] = (classes + 1,)
@@ -203,6 +224,7 @@ def _check_rows(state: Mapping[str, Tensor], source: Source) -> None:
                     f"'{key}' has {found} rows; with {classes} classes allowed: "
                     f"{' or '.join(map(str, rows))}"
                 )
+    return classes
 
 
 def _num_rows(tensor: Tensor) -> int:
@@ -212,8 +234,11 @@ def _num_rows(tensor: Tensor) -> int:
 def _neither(state: Mapping[str, Tensor]) -> str:
     known = "; ".join(f"{s.title} ({s.mark}*)" for s in SOURCES.values())
     hint = ""
-    if any(key.startswith("roi_heads.box_predictor.") for key in state):
-        hint = " These are keys of detectron2: use the file as MODEL.WEIGHTS as it is."
+    if any(key.startswith("backbone.bottom_up.") for key in state):
+        hint = (
+            " These are keys of detectron2, which need no conversion: its checkpoints hold them as "
+            "{'model': state dict}."
+        )
     return (
         f"this checkpoint is from none of the known sources: {known}; "
         f"found {_summary(state)}.{hint}"

@@ -1,33 +1,21 @@
 """Checkpoint files: read without running code, converted, with a record of where they came from."""
 
+import contextlib
 import hashlib
 import logging
 import os
-import pickle
 import re
-import tempfile
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import torch
 
-from doublehead_d2.checkpoint.convert import convert_checkpoint, find_foreign
+from doublehead_d2.checkpoint.convert import read_foreign
+from doublehead_d2.checkpoint.pickles import ForbiddenPickleError, check_array_pickle
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 20  # bytes read at a time
-
-# What pickles of detectron2's zoo hold: numpy arrays in plain containers.
-_HARMLESS = {
-    ("__builtin__", "bytes"),
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-}
 
 
 def load_tensors(path: str) -> Any:
@@ -52,13 +40,14 @@ def refuse_code_in_pickle(path: str) -> None:
     Raises:
         ValueError: the file would run code, or is no pickle.
     """
-    with open(path, "rb") as f:
-        try:
-            _ArrayUnpickler(f, encoding="latin1").load()
-        except _ForbiddenGlobal as error:
-            raise ValueError(f"'{path}' {_needs_code(str(error))}") from None
-        except Exception as error:
-            raise ValueError(f"'{path}' is truncated or no pickle: {error}") from None
+    try:
+        check_array_pickle(path)
+    except OSError:
+        raise
+    except ForbiddenPickleError as error:
+        raise ValueError(f"'{path}' {_needs_code(str(error))}") from None
+    except Exception as error:
+        raise ValueError(f"'{path}' is truncated or no pickle of arrays: {error}") from None
 
 
 def convert_file(path: str, out: str, source: str = "auto") -> dict[str, Any]:
@@ -70,35 +59,40 @@ def convert_file(path: str, out: str, source: str = "auto") -> dict[str, Any]:
         source: as :func:`convert_checkpoint`.
 
     Returns:
-        a record, which `out` holds, too: "file", "source", "sha256" and "bytes" of the original.
+        a record, which `out` holds, too: "file", "sha256" and "bytes" of the original, and
+        the fields of `ForeignModel`.
 
     Raises:
         ValueError: the file is not readable without running code, or not convertible.
     """
     checkpoint = load_tensors(path)
     try:
-        model = convert_checkpoint(checkpoint, source)
+        state, model = read_foreign(checkpoint, source)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from None
     record = {
         "file": os.path.basename(path),
-        "source": find_foreign(checkpoint),
+        **model._asdict(),
         "sha256": sha256_of(path),
         "bytes": os.path.getsize(path),
     }
-    folder = os.path.dirname(os.path.abspath(out))
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-    os.close(handle)
-    try:
-        torch.save({"model": model, "converted_from": record}, temporary)
-        os.chmod(temporary, 0o644)  # as other files; mkstemp's are their owner's alone
-        os.replace(temporary, out)
-    except BaseException:
-        os.remove(temporary)
-        raise
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    with whole_file(out) as temporary:
+        torch.save({"model": state, "converted_from": record}, temporary)
     logger.info("Converted %s (sha256 %s) to %s", path, record["sha256"], out)
     return record
+
+
+@contextlib.contextmanager
+def whole_file(path: str) -> Iterator[str]:
+    """A path to write to that becomes `path` at the end, and vanishes if that is not reached."""
+    temporary = f"{path}.{os.getpid()}.part"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
 
 
 def sha256_of(path: str) -> str:
@@ -108,17 +102,6 @@ def sha256_of(path: str) -> str:
         for block in iter(lambda: f.read(BLOCK), b""):
             sha256.update(block)
     return sha256.hexdigest()
-
-
-class _ForbiddenGlobal(Exception):
-    """Names what a pickle wanted to import."""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _HARMLESS:
-            raise _ForbiddenGlobal(f"{module}.{name}")
-        return super().find_class(module, name)
 
 
 def _unreadable(f: BinaryIO, error: str) -> str:

@@ -3,5 +3,6 @@
 from doublehead_d2.modeling.anchor_generator import LegacyAnchorGenerator
 from doublehead_d2.modeling.box_head import DoubleHeadConvHead
 from doublehead_d2.modeling.double_head import DoubleHeadROIHeads
+from doublehead_d2.modeling.proposal_generator import LegacyRPN
 
-__all__ = ["DoubleHeadConvHead", "DoubleHeadROIHeads", "LegacyAnchorGenerator"]
+__all__ = ["DoubleHeadConvHead", "DoubleHeadROIHeads", "LegacyAnchorGenerator", "LegacyRPN"]

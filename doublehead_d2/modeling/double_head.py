@@ -26,7 +26,7 @@ from doublehead_d2.modeling.output_layers import (
     build_reg_output_layers,
     fuse_scores,
 )
-from doublehead_d2.modeling.roi_boxes import EnlargedBoxes
+from doublehead_d2.modeling.roi_boxes import EnlargedBoxes, clip_to_pixels
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -61,7 +61,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
             reg_roi_scale: enlargement of the RoIs that the regression head pools.
             score_fusion: where class scores come from, one of `config.SCORE_FUSIONS`.
             box_source: where boxes come from, one of `config.BOX_SOURCES`.
-            legacy_boxes: pool as the authors' code does, see `EnlargedBoxes`.
+            legacy_boxes: pool and clip as the authors' code does.
             kwargs: as `StandardROIHeads`; `box_head` is the head focused on classification.
         """
         super().__init__(box_predictor=box_predictor, **kwargs)
@@ -102,31 +102,15 @@ class DoubleHeadROIHeads(StandardROIHeads):
         ret["reg_predictor"] = build_reg_output_layers(cfg, reg_head.output_shape)
         return ret
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], *args: Any) -> None:
         """Load, but refuse the weights of other code bases, of which no key would fit.
 
         A module is given the keys below its own name alone; those that the detector above it did
         not know are in `unexpected_keys` by now.
         """
+        *_, unexpected_keys, _ = args
         refuse_foreign_keys([*state_dict, *unexpected_keys])
-        super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
+        super()._load_from_state_dict(state_dict, *args)
 
     def predict(self, features: dict[str, Tensor], boxes: list[Boxes]) -> DoubleHeadPredictions:
         """Run both heads on the given boxes.
@@ -233,17 +217,21 @@ class DoubleHeadROIHeads(StandardROIHeads):
         """
         fusion = score_fusion or self.score_fusion
         layers, head_predictions = self._box_source(predictions, box_source or self.box_source)
+        boxes = layers.predict_boxes(head_predictions, proposals)
+        image_sizes = [x.image_size for x in proposals]
+        if self.legacy_boxes:
+            boxes = [clip_to_pixels(b, s) for b, s in zip(boxes, image_sizes, strict=True)]
         cls_probs = self.box_predictor.predict_probs(predictions.cls_head, proposals)
         reg_probs = self.reg_predictor.predict_probs(predictions.reg_head, proposals)
         return fast_rcnn_inference(
-            layers.predict_boxes(head_predictions, proposals),
+            boxes,
             [
                 fuse_scores(cls_probs_per_image, reg_probs_per_image, fusion)
                 for cls_probs_per_image, reg_probs_per_image in zip(
                     cls_probs, reg_probs, strict=True
                 )
             ],
-            [x.image_size for x in proposals],
+            image_sizes,
             self.box_predictor.test_score_thresh,
             self.box_predictor.test_nms_thresh,
             self.box_predictor.test_topk_per_image,
