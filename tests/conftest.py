@@ -3,10 +3,13 @@
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from servers import Server
 
 # detectron2 and this package read the place of data sets when they are imported.
 DATASETS = Path(tempfile.mkdtemp(prefix="doublehead_d2_datasets_"))
@@ -29,6 +32,17 @@ def shapes() -> Path:
 
     write_shapes(DATASETS / "shapes", num_train=240, num_val=40)
     return DATASETS / "shapes"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    # It looks every few milliseconds whether to stop.
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from doublehead_d2.checkpoint import DoubleHeadCheckpointer, convert_checkpoint,
 from doublehead_d2.engine import Trainer
 from doublehead_d2.inference import Predictor
 from foreign import foreign_checkpoint, foreign_state, image, save_foreign, tiny_cfg
+from servers import Server, hashed
 
 SOURCE = pytest.mark.parametrize("source", ["mmdet", "official"])
 OFFICIAL = "official/dh_faster_rcnn_R_50_FPN_1x"
@@ -112,6 +113,8 @@ def test_stock_checkpointer_does_not_load_nothing_in_silence(source: str, tmp_pa
         ({"state_dict": {"net.weight": torch.zeros(1)}}, "a.pth': .* none of the known sources"),
         ({"a.weight": torch.zeros(1)}, "nothing in .*a.pth' fits this model: .* found a.weight"),
         ([torch.zeros(1)], "a.pth' holds a list, not a checkpoint"),
+        ({"model": None}, "a.pth' is no checkpoint: its model is a NoneType, allowed: a dict"),
+        ({"model": {0: torch.zeros(1)}}, "its model is a dict, allowed: a dict of tensors by name"),
     ],
 )
 def test_other_files_are_refused(checkpoint: object, message: str, tmp_path: Path) -> None:
@@ -120,14 +123,53 @@ def test_other_files_are_refused(checkpoint: object, message: str, tmp_path: Pat
         loaded(tiny_cfg("official"), tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize("query", ["", "?download=1"])
+def test_url_with_a_hash_is_downloaded_and_checked(
+    query: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    data = save_foreign("mmdet", tmp_path / "a.pth").read_bytes()
+    name = hashed(data)
+    server.files[f"{name}{query}"] = data
+    expected = converted("mmdet")
+    torch.testing.assert_close(loaded(tiny_cfg("mmdet"), server.url(f"{name}{query}")), expected)
+    server.files[f"{hashed(b'other')}{query}"] = data
+    with pytest.raises(ValueError, match="SHA-256 .* its name asks for"):
+        loaded(tiny_cfg("mmdet"), server.url(f"{hashed(b'other')}{query}"))
+
+
+def test_address_of_a_published_file_is_its_name(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    data = save_foreign("mmdet", tmp_path / "a.pth").read_bytes()
+    name, key = hashed(data), "mmdet/dh_faster_rcnn_r50_fpn_1x_coco"
+    server.files[name] = data
+    entry = published.PUBLISHED[key]._replace(file=name, address=server.url(name))
+    monkeypatch.setitem(published.PUBLISHED, key, entry)
+    loaded(tiny_cfg("mmdet"), server.url(name))
+    loaded(tiny_cfg("mmdet"), f"doublehead://{key}")
+    assert server.starts == [0]
+
+
+def test_a_refused_file_leaves_the_checkpointer_as_it_was(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.zeros(1)}, tmp_path / "bad.pth")
+    good = save_foreign("mmdet", tmp_path / "good.pth")
+    checkpointer = DoubleHeadCheckpointer(build_model(tiny_cfg("mmdet")))
+    with pytest.raises(ValueError, match="nothing in"):
+        checkpointer.load(str(tmp_path / "bad.pth"))
+    checkpointer.load(str(good))
+
+
 def test_code_is_refused(tmp_path: Path) -> None:
     class Code:
         def __reduce__(self) -> tuple:
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     torch.save({"model": {"a": Code()}}, tmp_path / "a.pth")
+    torch.save({"model_state": {"a": Code()}}, tmp_path / "a.pyth")
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": Code(), "__author__": "x"}))
-    for name in ("a.pth", "a.pkl"):
+    for name in ("a.pth", "a.pyth", "a.pkl"):
         with pytest.raises(ValueError, match=f"{name}' is refused: .*run posix.system"):
             loaded(tiny_cfg("official"), tmp_path / name)
     assert not (tmp_path / "ran").exists()

@@ -1,12 +1,16 @@
 """The command line tools, on the trained model of the session."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import pytest
 
+from conftest import REPOSITORY
 from doublehead_d2.tools import demo, make_shapes, quickstart
 
 
@@ -14,6 +18,22 @@ def test_demo_asks_for_weights(tmp_path: Path) -> None:
     config = "Shapes-Detection/double_head_rcnn_tiny.yaml"
     with pytest.raises(ValueError, match="names no weights; add `--opts MODEL.WEIGHTS"):
         demo.main(["--config-file", config, "--input", "a.jpg"])
+
+
+@pytest.mark.slow
+def test_demo_says_where_weights_that_are_missing_belong(tmp_path: Path) -> None:
+    config = "Imported/official_double_head_ext_rcnn_R_50_FPN_1x.yaml"
+    words = ["-m", "doublehead_d2.tools.demo", "--config-file", config, "--input", "a.jpg"]
+    result = subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, "FVCORE_CACHE": str(tmp_path)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    file = tmp_path / "doublehead_d2" / "official" / "dh_faster_rcnn_R_50_FPN_1x.pth"
+    assert result.stderr.rstrip().endswith(f"and save it as\n  {file}")
 
 
 def test_pictures_of_one_name_from_several_folders() -> None:

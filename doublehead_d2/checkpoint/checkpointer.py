@@ -9,9 +9,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
 from doublehead_d2.checkpoint.convert import convert_checkpoint, find_foreign
-from doublehead_d2.checkpoint.download import download, hash_in_name
+from doublehead_d2.checkpoint.download import download, file_name, hash_in_name
 from doublehead_d2.checkpoint.files import load_tensors, refuse_code_in_pickle
-from doublehead_d2.checkpoint.published import cache_folder
+from doublehead_d2.checkpoint.published import PREFIX, PUBLISHED, cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +24,7 @@ class _TensorsOnly(Checkpointer):
 
     def _load_file(self, f: str) -> dict[str, Any]:
         checkpoint = load_tensors(f)
-        if not isinstance(checkpoint, dict):
-            raise ValueError(f"'{f}' holds a {type(checkpoint).__name__}, not a checkpoint")
+        _check_form(f, checkpoint)
         # "state_dict" is mmdetection's and others', never detectron2's.
         if "state_dict" in checkpoint or find_foreign(checkpoint):
             try:
@@ -54,15 +53,20 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
             path: a path, URL, or name such as detectron2://... and doublehead://....
         """
         self._path = path
-        if path and path.startswith(("http://", "https://")) and hash_in_name(path):
-            name = path.rsplit("/", 1)[-1]
-            path = download(path, os.path.join(cache_folder(), "downloads", name))
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(_resolve(path), *args, **kwargs)
+        finally:
+            # Upstream main forgets this after an error, and could then never load again.
+            self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
             refuse_code_in_pickle(filename)
-        return super()._load_file(filename)
+        elif filename.endswith(".pyth"):  # detectron2 loads these itself
+            load_tensors(filename)
+        checkpoint = super()._load_file(filename)
+        _check_form(filename, checkpoint)
+        return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         incompatible = super()._load_model(checkpoint)
@@ -78,6 +82,28 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
         unused = sorted(self._offered.difference(model_keys))
         logger.info("%s", _summary(self._path, model_keys, loaded, unused))
         return incompatible
+
+
+def _resolve(path: str) -> str:
+    """The file of a URL whose name has its hash; other paths and names as they are."""
+    if not path or not path.startswith(("http://", "https://")) or not hash_in_name(path):
+        return path
+    for name, entry in PUBLISHED.items():
+        if path == entry.address:
+            return f"{PREFIX}{name}"
+    return download(path, os.path.join(cache_folder(), "downloads", file_name(path)))
+
+
+def _check_form(path: str, checkpoint: Any) -> None:
+    """A checkpoint is a dict; where it has a model, that is a dict by names."""
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not a checkpoint")
+    model = checkpoint.get("model", checkpoint)
+    if not isinstance(model, dict) or not all(isinstance(key, str) for key in model):
+        raise ValueError(
+            f"'{path}' is no checkpoint: its model is a {type(model).__name__}, allowed: a dict of "
+            "tensors by name"
+        )
 
 
 def _summary(path: str, model_keys: list[str], loaded: list[str], unused: list[str]) -> str:

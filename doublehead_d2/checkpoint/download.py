@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException, HTTPResponse
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
@@ -16,10 +17,19 @@ TIMEOUT = 30  # seconds without a byte
 _HEADERS = {"User-Agent": "doublehead_d2"}
 
 
-def hash_in_name(name: str) -> str | None:
-    """The first digits of a file's SHA-256 in its name, as in "model_20200130-586b67df.pth"."""
-    found = re.search(r"-([0-9a-f]{8,64})\.pth$", name)
-    return found[1] if found else None
+def hash_in_name(address: str) -> str | None:
+    """The first digits of a file's SHA-256 in its name, as in "model_20200130-586b67df.pth".
+
+    Eight decimal digits are not taken for a hash: they will be a date.
+    """
+    found = re.search(r"-([0-9a-f]{8,64})\.pth$", file_name(address), re.IGNORECASE)
+    return found[1].lower() if found and not re.fullmatch(r"\d{8}", found[1]) else None
+
+
+def file_name(address: str) -> str:
+    """The name of the file that a path or URL gives, without a query."""
+    path = urlsplit(address).path if "://" in address else address
+    return path.rsplit("/", 1)[-1]
 
 
 def download(url: str, path: str) -> str:
@@ -91,15 +101,33 @@ def _fetch(url: str, part: str) -> None:
             return
         raise
     with response:
-        if response.status != 206:  # the server sends all of it again
+        if response.status != 206 or _first_byte(response) != start:
+            _refuse_less(response, start)  # the server sends all of it again
             start = 0
         with open(part, "ab" if start else "wb") as f:
             _copy(response, f, start, os.path.basename(part).removesuffix(".part"))
 
 
+def _first_byte(response: HTTPResponse) -> int | None:
+    """Where a part of a file begins, as the server says."""
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range") or "")
+    return int(found[1]) if found else None
+
+
+def _refuse_less(response: HTTPResponse, start: int) -> None:
+    """Keep what is there from an answer that is smaller, such as the page of a login."""
+    length = response.headers.get("Content-Length") or ""
+    if start and (response.status == 206 or not length.isdigit() or int(length) < start):
+        raise OSError(
+            f"the server does not go on after the {start} bytes that are here, but sends "
+            f"{length or 'an unknown number of'} bytes of type "
+            f"{response.headers.get('Content-Type')}; remove the .part file to begin anew"
+        )
+
+
 def _copy(response: HTTPResponse, f: BinaryIO, start: int, name: str) -> None:
-    left = response.headers.get("Content-Length")
-    total = start + int(left) if left else None
+    left = response.headers.get("Content-Length") or ""
+    total = start + int(left) if left.isdigit() else None
     with tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name) as bar:
         for block in iter(lambda: response.read(BLOCK), b""):
             f.write(block)

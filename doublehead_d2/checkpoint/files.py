@@ -50,26 +50,34 @@ def refuse_code_in_pickle(path: str) -> None:
         raise ValueError(f"'{path}' is truncated or no pickle of arrays: {error}") from None
 
 
-def convert_file(path: str, out: str, source: str = "auto") -> dict[str, Any]:
+def convert_file(
+    path: str, out: str, source: str = "auto", depth: int | None = None
+) -> dict[str, Any]:
     """Convert the file of a published model to one that detectron2's checkpointer loads.
 
     Args:
         path: the original file.
         out: file to write; it appears when it is complete.
         source: as :func:`convert_checkpoint`.
+        depth: refuse a model whose ResNet has not this many layers.
 
     Returns:
         a record, which `out` holds, too: "file", "sha256" and "bytes" of the original, and
         the fields of `ForeignModel`.
 
     Raises:
-        ValueError: the file is not readable without running code, or not convertible.
+        ValueError: the file is not readable without running code, not convertible, or another
+            model than `depth` says.
     """
     checkpoint = load_tensors(path)
     try:
         state, model = read_foreign(checkpoint, source)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from None
+    if depth not in (None, model.depth):
+        raise ValueError(
+            f"'{path}' holds a model with a ResNet-{model.depth}; expected is a ResNet-{depth}"
+        )
     record = {
         "file": os.path.basename(path),
         **model._asdict(),

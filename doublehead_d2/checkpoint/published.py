@@ -9,13 +9,14 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 
 from doublehead_d2.checkpoint.download import check_hash, download
-from doublehead_d2.checkpoint.files import convert_file
+from doublehead_d2.checkpoint.files import convert_file, whole_file
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "doublehead://"
 # Part of the names of converted files: raise it when a conversion changes its result.
 CONVERSION = 1
+COCO_CLASSES = 80
 
 
 class Published(NamedTuple):
@@ -23,6 +24,7 @@ class Published(NamedTuple):
 
     file: str  # name of the original file
     source: str  # as `convert_checkpoint`
+    depth: int  # of the ResNet
     address: str
     direct: bool  # whether `address` gives the file, not a page to click through
     config: str  # name in the zoo
@@ -36,6 +38,7 @@ PUBLISHED = {
     "mmdet/dh_faster_rcnn_r50_fpn_1x_coco": Published(
         file="dh_faster_rcnn_r50_fpn_1x_coco_20200130-586b67df.pth",
         source="mmdet",
+        depth=50,
         address=f"{_MMDET}/dh_faster_rcnn_r50_fpn_1x_coco_20200130-586b67df.pth",
         direct=True,
         config="Imported/mmdet_double_head_rcnn_R_50_FPN_1x.yaml",
@@ -43,6 +46,7 @@ PUBLISHED = {
     "official/dh_faster_rcnn_R_50_FPN_1x": Published(
         file="dh_faster_rcnn_R_50_FPN_1x.pth",
         source="maskrcnn_benchmark",
+        depth=50,
         address="https://drive.google.com/open?id=1KnRoyJQjS9rQUTCFEm54AIsUy2qbZTK_",
         direct=False,
         config=_OFFICIAL.format(50),
@@ -50,6 +54,7 @@ PUBLISHED = {
     "official/dh_faster_rcnn_R_101_FPN_1x": Published(
         file="dh_faster_rcnn_R_101_FPN_1x.pth",
         source="maskrcnn_benchmark",
+        depth=101,
         address="https://drive.google.com/open?id=18CMdq4U9TZOCz7SSj-3c27xkfqO_gvwP",
         direct=False,
         config=_OFFICIAL.format(101),
@@ -57,16 +62,22 @@ PUBLISHED = {
 }
 
 
-def cache_folder() -> str:
-    """Where originals and converted files are kept: below $FVCORE_CACHE, as detectron2's."""
-    return os.path.join(get_cache_dir(), "doublehead_d2")
+def cache_folder(writable: bool = True) -> str:
+    """Where originals and converted files are kept: below $FVCORE_CACHE, as detectron2's.
+
+    Args:
+        writable: take another folder where that one cannot be written to.
+    """
+    folder = os.path.expanduser(os.getenv("FVCORE_CACHE", "~/.torch/iopath_cache"))
+    return os.path.abspath(os.path.join(get_cache_dir() if writable else folder, "doublehead_d2"))
 
 
-def local_path(name: str) -> str:
+def local_path(name: str, force: bool = False) -> str:
     """The converted file of a published checkpoint, made where it is not there yet.
 
     Args:
         name: key of `PUBLISHED`.
+        force: convert again.
 
     Returns:
         path of a .pth file that any detectron2 checkpointer loads.
@@ -81,16 +92,14 @@ def local_path(name: str) -> str:
             f"there are no published weights '{PREFIX}{name}'; allowed: "
             + ", ".join(f"'{PREFIX}{known}'" for known in PUBLISHED)
         )
-    published = PUBLISHED[name]
-    original = os.path.join(cache_folder(), os.path.dirname(name), published.file)
-    converted = f"{original.removesuffix('.pth')}.detectron2-{CONVERSION}.pth"
+    original, converted = _paths(name, cache_folder(writable=False))
+    if not force and _is_current(converted, original):  # of a shared cache, too
+        return converted
+    original, converted = _paths(name, cache_folder())
     with file_lock(converted):
-        if not _is_current(converted, original):
-            _fetch(name, published, original)
-            record = convert_file(original, converted, published.source)
-            record["modified"] = os.stat(original).st_mtime_ns
-            with open(_record_path(converted), "w") as f:
-                json.dump(record, f)
+        if force or not _is_current(converted, original):
+            _fetch(name, original)
+            _convert(name, original, converted)
     return converted
 
 
@@ -102,7 +111,7 @@ class PublishedWeightsHandler(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         self._check_kwargs(kwargs)
-        return local_path(path.removeprefix(PREFIX))
+        return local_path(path.removeprefix(PREFIX), force)
 
     def _open(
         self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
@@ -116,8 +125,15 @@ class PublishedWeightsHandler(PathHandler):
 PathManager.register_handler(PublishedWeightsHandler())
 
 
-def _fetch(name: str, published: Published, original: str) -> None:
+def _paths(name: str, folder: str) -> tuple[str, str]:
+    """Paths of the original and of the converted file."""
+    original = os.path.join(folder, os.path.dirname(name), PUBLISHED[name].file)
+    return original, f"{original.removesuffix('.pth')}.detectron2-{CONVERSION}.pth"
+
+
+def _fetch(name: str, original: str) -> None:
     """See that the original file is there and is the right one."""
+    published = PUBLISHED[name]
     if os.path.isfile(original):
         check_hash(original)
     elif published.direct:
@@ -129,6 +145,20 @@ def _fetch(name: str, published: Published, original: str) -> None:
         )
 
 
+def _convert(name: str, original: str, converted: str) -> None:
+    """Convert a file that must be the named one, and record which it was."""
+    published = PUBLISHED[name]
+    record = convert_file(original, converted, published.source, published.depth)
+    if record["num_classes"] != COCO_CLASSES:
+        logger.warning(
+            "'%s' has %d classes; '%s%s' as published has %d",
+            *(original, record["num_classes"], PREFIX, name, COCO_CLASSES),
+        )
+    record["modified"] = os.stat(original).st_mtime_ns
+    with whole_file(_record_path(converted)) as temporary, open(temporary, "w") as f:
+        json.dump(record, f)
+
+
 def _is_current(converted: str, original: str) -> bool:
     """Whether the converted file exists and the original, if still there, has not changed since."""
     if not (os.path.isfile(converted) and os.path.isfile(_record_path(converted))):
@@ -138,10 +168,11 @@ def _is_current(converted: str, original: str) -> bool:
     with open(_record_path(converted)) as f:
         try:
             record = json.load(f)
-        except ValueError:  # writing it was interrupted
+        except ValueError:
             return False
     stat = os.stat(original)
-    return (record["bytes"], record["modified"]) == (stat.st_size, stat.st_mtime_ns)
+    now = {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
+    return isinstance(record, dict) and {key: record.get(key) for key in now} == now
 
 
 def _record_path(converted: str) -> str:

@@ -7,10 +7,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from doublehead_d2.checkpoint.convert import SOURCES
 from doublehead_d2.checkpoint.files import convert_file
-from doublehead_d2.checkpoint.published import PUBLISHED
+from doublehead_d2.checkpoint.published import COCO_CLASSES, PUBLISHED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,20 +37,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check_output(args.output)
         record = convert_file(args.input, args.output, args.source)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # torch's word for a full disk
         print(error, file=sys.stderr)
         return 1
     finally:
         logger.removeHandler(handler)
-    configs = dict.fromkeys(p.config for p in PUBLISHED.values() if p.source == record["source"])
-    print(f"Use it as MODEL.WEIGHTS with {' or '.join(configs)}.")
+    print(_use(record))
     return 0
+
+
+def _use(record: dict[str, Any]) -> str:
+    """What to use a converted file with."""
+    fitting = [p for p in PUBLISHED.values() if p.source == record["source"]]
+    config = next((p.config for p in fitting if p.depth == record["depth"]), None)
+    changes = ""
+    if config is None:
+        config = fitting[0].config
+        changes += f" and MODEL.RESNETS.DEPTH {record['depth']}"
+    if record["num_classes"] != COCO_CLASSES:
+        changes += f" and MODEL.ROI_HEADS.NUM_CLASSES {record['num_classes']}"
+    return f"Use it as MODEL.WEIGHTS with {config}{changes}."
 
 
 def _check_output(path: str) -> None:
     if not path.endswith(".pth"):
         raise ValueError(f"OUT is '{path}'; allowed: a name ending in .pth, which detectron2 loads")
-    if os.path.exists(path):
+    if os.path.lexists(path):
         raise ValueError(f"OUT is '{path}', which exists; remove it or choose another name")
 
 

@@ -151,4 +151,7 @@ def _describe(instances: Instances, class_names: Sequence[str] | None) -> list[d
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:  # such as weights that have to be fetched by hand
+        sys.exit(str(error))

@@ -1,0 +1,103 @@
+"""Downloads that go on where they stopped and are never used before they are whole."""
+
+from pathlib import Path
+
+import pytest
+
+from doublehead_d2.checkpoint.download import check_hash, download, file_name, hash_in_name
+from servers import Server, hashed
+
+DATA = bytes(range(256)) * 40
+
+
+def test_hash_in_name() -> None:
+    assert hash_in_name("https://x.org/a/dh_20200130-586b67df.pth") == "586b67df"
+    assert hash_in_name("model_final_b275ba.pkl") is None
+    assert hash_in_name("model-r50.pth") is None
+    assert hash_in_name("model-20200130.pth") is None  # a date
+    assert hash_in_name("https://x.org/a/dh-586B67DF.pth?download=1") == "586b67df"
+    assert file_name("https://x.org/a/dh-586b67df.pth?download=1") == "dh-586b67df.pth"
+    assert file_name("/a/b?c.pth") == "b?c.pth"
+
+
+def test_download(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    name = hashed(DATA)
+    server.files[name] = DATA
+    path = tmp_path / "cache" / name
+    for _ in range(2):
+        assert download(server.url(name), str(path)) == str(path)
+    assert path.read_bytes() == DATA
+    assert server.starts == [0]  # the second time nothing is fetched
+    assert "100%" in capsys.readouterr().err  # the progress bar
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_download_goes_on_where_it_stopped(ranges: bool, server: Server, tmp_path: Path) -> None:
+    name = hashed(DATA)
+    server.files[name], server.limit, server.ranges = DATA, 4000, ranges
+    path = tmp_path / name
+    with pytest.raises(OSError, match=r"closed after 4000 of 10240 .*\(4000 bytes are kept"):
+        download(server.url(name), str(path))
+    assert not path.exists()  # what is incomplete is never under the file's name
+    server.limit = None
+    download(server.url(name), str(path))
+    assert path.read_bytes() == DATA
+    assert server.starts == [0, 4000 if ranges else 0]
+    assert not Path(f"{path}.part").exists()
+
+
+def test_complete_part_needs_no_more_bytes(server: Server, tmp_path: Path) -> None:
+    name = hashed(DATA)
+    server.files[name] = DATA
+    (tmp_path / f"{name}.part").write_bytes(DATA)
+    download(server.url(name), str(tmp_path / name))
+    assert server.starts == [] and (tmp_path / name).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("part", [b"", b"x" * 100, b"x" * 20000])
+def test_other_content_is_refused_and_removed(part: bytes, server: Server, tmp_path: Path) -> None:
+    name = hashed(DATA)
+    server.files[name] = DATA if part else DATA[::-1]
+    if part:
+        (tmp_path / f"{name}.part").write_bytes(part)
+    with pytest.raises(ValueError, match=r"SHA-256 \w{64}; its name asks for \w{10}\.\.\. .*rem"):
+        download(server.url(name), str(tmp_path / name))
+    assert not [x for x in tmp_path.iterdir() if not x.name.endswith(".lock")]
+
+
+def test_download_that_cannot_start_says_what_to_do(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "model-0000000a.pth"
+    with pytest.raises(OSError, match=f"HTTP Error 404: .* save it as {path}"):
+        download(server.url("nothing"), str(path))
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(OSError, match="cannot download .* Try again, or get the file"):
+        download(server.url("nothing"), str(path))
+
+
+def test_damaged_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / hashed(DATA)
+    path.write_bytes(DATA[:-1])
+    with pytest.raises(ValueError, match="it is damaged or another file. Remove it"):
+        check_hash(str(path))
+
+
+@pytest.mark.parametrize("answer", ["a page", "another part", "a part without a place"])
+def test_an_odd_answer_loses_nothing(answer: str, server: Server, tmp_path: Path) -> None:
+    """Such as the login page of a network: what was fetched before stays."""
+    name = hashed(DATA)
+    server.files[name] = b"<html>log in</html>" if answer == "a page" else DATA
+    server.ranges = answer != "a page"
+    server.content_range = {"another part": "bytes 7-10239/10240"}.get(answer, "")
+    part = tmp_path / f"{name}.part"
+    part.write_bytes(DATA[:4000])
+    with pytest.raises(OSError, match="does not go on after the 4000 bytes that are here"):
+        download(server.url(name), str(tmp_path / name))
+    assert part.read_bytes() == DATA[:4000]
+
+
+def test_length_may_be_unknown(server: Server, tmp_path: Path) -> None:
+    name = hashed(DATA)
+    server.files[name], server.content_length = DATA, "unknown"
+    download(server.url(name), str(tmp_path / name))
+    assert (tmp_path / name).read_bytes() == DATA
