@@ -13,7 +13,6 @@ from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 from doublehead_d2.checkpoint.convert import refuse_foreign_keys
@@ -25,6 +24,7 @@ from doublehead_d2.modeling.output_layers import (
     build_cls_output_layers,
     build_reg_output_layers,
     fuse_scores,
+    scoped_losses,
 )
 from doublehead_d2.modeling.roi_boxes import EnlargedBoxes, clip_to_pixels
 
@@ -186,8 +186,8 @@ class DoubleHeadROIHeads(StandardROIHeads):
             "loss_box_reg_unfocused" where λ leaves the other head a share. All are means over all R
             sampled RoIs, and 0 for R = 0.
         """
-        cls_losses = _scoped_losses("cls_head", self.box_predictor, predictions.cls_head, proposals)
-        reg_losses = _scoped_losses("reg_head", self.reg_predictor, predictions.reg_head, proposals)
+        cls_losses = scoped_losses("cls_head", self.box_predictor, predictions.cls_head, proposals)
+        reg_losses = scoped_losses("reg_head", self.reg_predictor, predictions.reg_head, proposals)
         losses = {
             "loss_cls": cls_losses.get("loss_cls"),
             "loss_box_reg": reg_losses.get("loss_box_reg"),
@@ -271,17 +271,3 @@ def _in_float32(features: dict[str, Tensor], names: list[str]) -> dict[str, Tens
     0.5 px off, in bfloat16 up to 3 px.
     """
     return {name: features[name].float() for name in names}
-
-
-def _scoped_losses(
-    scope: str, layers: HeadOutputLayers, predictions: HeadPredictions, proposals: list[Instances]
-) -> dict[str, Tensor]:
-    """Losses of one head, its accuracies logged as `<scope>/fast_rcnn/*`.
-
-    Unscoped, the accuracies of one head would overwrite the other's.
-    """
-    if layers.classifies:
-        with get_event_storage().name_scope(scope):
-            return layers.losses(predictions, proposals)
-    with EventStorage():  # a head without a classifier has no accuracy worth logging
-        return layers.losses(predictions, proposals)

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FastRCNNOutputLayers
 from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 
@@ -95,6 +96,26 @@ class HeadOutputLayers(FastRCNNOutputLayers):
         losses = super().losses(predictions, proposals)
         exists = {"loss_cls": self.classifies, "loss_box_reg": self.localizes}
         return {name: loss for name, loss in losses.items() if exists[name]}
+
+
+def scoped_losses(
+    scope: str, layers: HeadOutputLayers, predictions: HeadPredictions, proposals: list[Instances]
+) -> dict[str, Tensor]:
+    """Losses of one head, its accuracies logged as `<scope>/fast_rcnn/*`.
+
+    Unscoped, the accuracies of one head would overwrite the other's.
+
+    Args:
+        scope: name of the head in the logged metrics.
+        layers: the head's output layers.
+        predictions: theirs for the boxes of `proposals`.
+        proposals: as `HeadOutputLayers.losses`.
+    """
+    if layers.classifies:
+        with get_event_storage().name_scope(scope):
+            return layers.losses(predictions, proposals)
+    with EventStorage():  # a head without a classifier has no accuracy worth logging
+        return layers.losses(predictions, proposals)
 
 
 def build_cls_output_layers(cfg: CfgNode, input_shape: ShapeSpec) -> HeadOutputLayers:
