@@ -74,6 +74,11 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # The head whose boxes are used
     node.BOX_SOURCE = "reg_head"
 
+    # In inference, show the regression head only those RoIs that can be detected: where scores are
+    # the classification head's alone, RoIs with a class above ROI_HEADS.SCORE_THRESH_TEST. The
+    # detections are the same.
+    node.LAZY_REG_HEAD = True
+
     # Pool RoIs at corners that name the first and the last pixel, and clip detections to pixels, as
     # the authors' code does: for its checkpoints (configs/Imported), with ROI_BOX_HEAD.POOLER_TYPE
     # "ROIAlign", PROPOSAL_GENERATOR.NAME "LegacyRPN" and ANCHOR_GENERATOR.NAME

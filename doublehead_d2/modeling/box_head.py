@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 
 from doublehead_d2.config import check_conv_head_config
 from doublehead_d2.modeling.blocks import NonLocalBlock, ResidualBlock
+
+# RoIs that go through the blocks together in inference on a CPU: their maps then stay in its cache,
+# and no time goes into asking for memory. 32 to 64 were fastest, with bitwise the same output.
+CPU_CHUNK = 32
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -74,6 +79,12 @@ class DoubleHeadConvHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map RoI features R x C x H x W to feature vectors R x DIM."""
+        # Batch norm needs all RoIs in training; a trace would keep today's number of chunks.
+        if self.training or x.device.type != "cpu" or torch.jit.is_tracing():
+            return self._forward_chunk(x)
+        return torch.cat([self._forward_chunk(chunk) for chunk in x.split(CPU_CHUNK)])
+
+    def _forward_chunk(self, x: Tensor) -> Tensor:
         return self.blocks(x).mean(dim=(2, 3))
 
     @property

@@ -50,6 +50,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         score_fusion: str = "cls_head",
         box_source: str = "reg_head",
         legacy_boxes: bool = False,
+        lazy_reg_head: bool = True,
         **kwargs: Any,
     ) -> None:
         """
@@ -62,6 +63,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
             score_fusion: where class scores come from, one of `config.SCORE_FUSIONS`.
             box_source: where boxes come from, one of `config.BOX_SOURCES`.
             legacy_boxes: pool and clip as the authors' code does.
+            lazy_reg_head: in inference, run the regression head on no RoI that cannot be detected.
             kwargs: as `StandardROIHeads`; `box_head` is the head focused on classification.
         """
         super().__init__(box_predictor=box_predictor, **kwargs)
@@ -72,6 +74,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         self.score_fusion = score_fusion
         self.box_source = box_source
         self.legacy_boxes = legacy_boxes
+        self.lazy_reg_head = lazy_reg_head
         # Ways to score the model, set by `score_modes` for an evaluation: name to
         # (score fusion, box source). Detections then carry the index of their mode.
         self.modes: dict[str, tuple[str, str]] = {}
@@ -87,6 +90,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         ret["score_fusion"] = node.SCORE_FUSION
         ret["box_source"] = node.BOX_SOURCE
         ret["legacy_boxes"] = node.LEGACY_BOXES
+        ret["lazy_reg_head"] = node.LAZY_REG_HEAD
         return ret
 
     @classmethod
@@ -122,17 +126,62 @@ class DoubleHeadROIHeads(StandardROIHeads):
         Returns:
             predictions of both heads for the R boxes, image after image.
         """
-        features = _in_float32(features, self.box_in_features)
-        maps = [features[f] for f in self.box_in_features]
-        cls_pooled = self._pool(maps, boxes, self.cls_roi_scale)
-        if self.reg_roi_scale == self.cls_roi_scale:
-            reg_pooled = cls_pooled
-        else:
-            reg_pooled = self._pool(maps, boxes, self.reg_roi_scale)
-        return DoubleHeadPredictions(
-            cls_head=self.box_predictor(self.box_head(cls_pooled)),
-            reg_head=self.reg_predictor(self.reg_head(reg_pooled)),
+        maps = self._box_maps(features)
+        cls_head, cls_pooled = self._predict_cls_head(maps, boxes)
+        return DoubleHeadPredictions(cls_head, self._predict_reg_head(maps, boxes, cls_pooled))
+
+    def detect(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """The detections of :meth:`predict` and :meth:`inference`, at less cost.
+
+        The regression head, by far the dearer one, is shown only the RoIs with a class above the
+        test threshold: where scores are the classification head's alone, no other is detected.
+
+        Args:
+            features: the backbone's feature maps by name, each N x C x H x W.
+            proposals: N elements with `proposal_boxes`.
+
+        Returns:
+            as :meth:`inference`; indices are those of the given proposals.
+        """
+        assert self.score_fusion == "cls_head", f"'{self.score_fusion}' needs both heads' scores"
+        maps = self._box_maps(features)
+        cls_head, cls_pooled = self._predict_cls_head(maps, [x.proposal_boxes for x in proposals])
+        threshold = self.box_predictor.test_score_thresh
+        probs = self.box_predictor.predict_probs(cls_head, proposals)
+        survivors = [(p[:, :-1] > threshold).any(dim=1) for p in probs]  # N masks of Ri
+        rows = torch.cat(survivors)
+        proposals = [x[mask] for x, mask in zip(proposals, survivors, strict=True)]
+        boxes = [x.proposal_boxes for x in proposals]
+        predictions = DoubleHeadPredictions(
+            cls_head=HeadPredictions(cls_head.scores[rows], cls_head.deltas[rows]),
+            reg_head=self._predict_reg_head(maps, boxes, cls_pooled[rows]),
         )
+        detections, kept = self.inference(predictions, proposals)
+        indices = [mask.nonzero().squeeze(1) for mask in survivors]
+        return detections, [i[k] for i, k in zip(indices, kept, strict=True)]
+
+    def _box_maps(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """The feature maps that boxes are pooled from."""
+        features = _in_float32(features, self.box_in_features)
+        return [features[f] for f in self.box_in_features]
+
+    def _predict_cls_head(
+        self, maps: list[Tensor], boxes: list[Boxes]
+    ) -> tuple[HeadPredictions, Tensor]:
+        """Predictions of the classification head, and the RoI features that it saw."""
+        pooled = self._pool(maps, boxes, self.cls_roi_scale)
+        return self.box_predictor(self.box_head(pooled)), pooled
+
+    def _predict_reg_head(
+        self, maps: list[Tensor], boxes: list[Boxes], cls_pooled: Tensor
+    ) -> HeadPredictions:
+        """Predictions of the regression head, from the same RoI features if the scales agree."""
+        pooled = cls_pooled
+        if self.reg_roi_scale != self.cls_roi_scale:
+            pooled = self._pool(maps, boxes, self.reg_roi_scale)
+        return self.reg_predictor(self.reg_head(pooled))
 
     def _pool(self, maps: list[Tensor], boxes: list[Boxes], scale: float) -> Tensor:
         """RoI features R x C x H x W of boxes enlarged by `scale`."""
@@ -143,6 +192,9 @@ class DoubleHeadROIHeads(StandardROIHeads):
     def _forward_box(
         self, features: dict[str, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor] | list[Instances]:
+        lazy = self.lazy_reg_head and self.score_fusion == "cls_head" and not self.modes
+        if lazy and not self.training:
+            return self.detect(features, proposals)[0]
         predictions = self.predict(features, [x.proposal_boxes for x in proposals])
         if not self.training:
             if self.modes:

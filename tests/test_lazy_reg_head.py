@@ -1,0 +1,140 @@
+"""The regression head sees no more RoIs than can be detected, and the detections stay the same."""
+
+import pytest
+import torch
+from detectron2.structures import Instances
+from torch import Tensor
+
+from builders import EXT, IMAGE_SIZE, image_list, random_boxes, random_features, small_heads
+from doublehead_d2.modeling import DoubleHeadROIHeads
+
+NODE = "MODEL.ROI_DOUBLE_HEAD"
+THRESHOLD = "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
+VARIANTS = {
+    "plain": [],
+    "agnostic": ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True],
+    "one scale": [f"{NODE}.REG_HEAD.ROI_SCALE", 1.0],
+    "ext by the fc-head": [*EXT, f"{NODE}.SCORE_FUSION", "cls_head"],
+    "boxes of the fc-head": [*EXT, f"{NODE}.SCORE_FUSION", "cls_head"]
+    + [f"{NODE}.BOX_SOURCE", "cls_head"],
+    "legacy": [f"{NODE}.LEGACY_BOXES", True, "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"],
+}
+
+
+def diverse_heads(*opts: object, seed: int = 0) -> DoubleHeadROIHeads:
+    """Heads whose class scores differ from RoI to RoI, as those of a trained model."""
+    heads = small_heads(*opts, seed=seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for layers, spread in (
+        (heads.box_predictor.cls_score, 2.0),
+        (heads.reg_predictor.bbox_pred, 1.0),
+    ):
+        weight = torch.randn(layers.weight.shape, generator=generator)
+        layers.weight.data = spread * weight
+    return heads
+
+
+def proposals_of(counts: tuple, seed: int) -> list[Instances]:
+    return [
+        Instances(
+            IMAGE_SIZE,
+            proposal_boxes=random_boxes(count, seed=10 * seed + i),
+            objectness_logits=torch.zeros(count),
+        )
+        for i, count in enumerate(counts)
+    ]
+
+
+def full(heads: DoubleHeadROIHeads, features: dict, proposals: list) -> tuple:
+    return heads.inference(
+        heads.predict(features, [x.proposal_boxes for x in proposals]), proposals
+    )
+
+
+def count_rois(heads: DoubleHeadROIHeads) -> list[int]:
+    """Filled, call by call, with the number of RoIs that the regression head sees."""
+    seen: list[int] = []
+    heads.reg_head.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    return seen
+
+
+def assert_same(ours: tuple, theirs: tuple) -> None:
+    for one, other in zip(ours[0], theirs[0], strict=True):
+        assert torch.equal(one.scores, other.scores)  # bitwise
+        assert torch.equal(one.pred_classes, other.pred_classes)
+        torch.testing.assert_close(
+            one.pred_boxes.tensor, other.pred_boxes.tensor, rtol=0, atol=1e-4
+        )
+    for one, other in zip(ours[1], theirs[1], strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.05, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_lazy_detections_are_those_of_all_rois(variant: str, threshold: float) -> None:
+    for seed in range(4):
+        counts = [(40, 25), (30,), (0, 33), (50, 1, 7)][seed]
+        heads = diverse_heads(*VARIANTS[variant], THRESHOLD, threshold, seed=seed)
+        features = random_features(len(counts), seed=seed)
+        proposals = proposals_of(counts, seed)
+        seen = count_rois(heads)
+        theirs, ours = full(heads, features, proposals), heads.detect(features, proposals)
+        assert_same(ours, theirs)
+        survivors = sum(
+            int((p[:, :-1] > threshold).any(dim=1).sum())
+            for p in heads.box_predictor.predict_probs(
+                heads.predict(features, [x.proposal_boxes for x in proposals]).cls_head, proposals
+            )
+        )
+        assert seen[:2] == [sum(counts), survivors]
+
+
+def test_thresholds_above_leave_some_rois_out() -> None:
+    """The property above would hold, too, for a head that is shown everything."""
+    heads = diverse_heads(THRESHOLD, 0.6)
+    seen = count_rois(heads)
+    with torch.no_grad():
+        heads.detect(random_features(1), proposals_of((100,), 0))
+    assert 0 < seen[0] < 100
+
+
+@torch.no_grad()
+def test_no_survivor_and_no_proposal() -> None:
+    heads = diverse_heads(THRESHOLD, 1.0)
+    for counts in ((20, 10), (0, 0)):
+        detections, kept = heads.detect(random_features(2), proposals_of(counts, 0))
+        assert [len(x) for x in detections] == [len(x) for x in kept] == [0, 0]
+        assert detections[0].pred_boxes.tensor.shape == (0, 4)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_the_key_decides_in_inference_alone(lazy: bool) -> None:
+    heads = diverse_heads(THRESHOLD, 0.6, f"{NODE}.LAZY_REG_HEAD", lazy)
+    seen, features = count_rois(heads), random_features(1)
+    proposals = proposals_of((30,), 0)
+    with torch.no_grad():
+        detections = heads._forward_box(features, proposals)[0]
+        assert (seen[0] < 30) == lazy
+        assert_same(([detections], []), (full(heads, features, proposals)[0], []))
+
+
+def test_masks_are_of_the_same_detections() -> None:
+    opts = ["MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8, THRESHOLD, 0.3]
+    heads = diverse_heads(*opts)
+    masks: list[Tensor] = []
+    for lazy in (True, False):
+        heads.lazy_reg_head = lazy
+        with torch.no_grad():
+            result, _ = heads(image_list(1), random_features(1), proposals_of((30,), 0))
+        masks.append(result[0].pred_masks)
+    assert len(masks[0]) > 0
+    torch.testing.assert_close(*masks)
+
+
+@torch.no_grad()
+def test_fused_scores_need_all_rois() -> None:
+    heads = diverse_heads(*EXT, THRESHOLD, 0.9)
+    seen = count_rois(heads)
+    heads._forward_box(random_features(1), proposals_of((30,), 0))
+    assert seen == [30]
