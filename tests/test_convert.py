@@ -254,7 +254,8 @@ def test_the_model_refuses_foreign_weights(source: str, prefix: str) -> None:
     state = {f"{prefix}{key}": value for key, value in foreign_state(source).items()}
     for strict in (True, False):
         with pytest.raises(
-            ValueError, match="would load nothing; convert them .*doublehead://"
+            ValueError,
+            match=f"would load nothing; convert them .*: MODEL.WEIGHTS doublehead://{source}/",
         ) as error:
             model.load_state_dict(state, strict=strict)
         assert COMMAND in str(error.value)

@@ -27,6 +27,7 @@ class Source(NamedTuple):
     cls_scores: tuple[str, ...]  # layers with K + 1 rows
     box_deltas: tuple[str, ...]  # layers with 4 rows a class
     background_boxes: int  # how many of the classes with boxes are background
+    published: str  # its published models as MODEL.WEIGHTS names them
     renames: Callable[[int], Iterator[Rename]]
 
 
@@ -39,6 +40,7 @@ SOURCES = {
         cls_scores=(f"{mmdet.HEAD}.fc_cls",),
         box_deltas=(f"{mmdet.HEAD}.fc_reg",),
         background_boxes=0,
+        published="doublehead://mmdet/dh_faster_rcnn_r50_fpn_1x_coco",
         renames=mmdet.renames,
     ),
     "maskrcnn_benchmark": Source(
@@ -49,6 +51,7 @@ SOURCES = {
         cls_scores=tuple(f"{maskrcnn_benchmark.PREDICTOR}.cls_score{s}" for s in ("", "_fc")),
         box_deltas=tuple(f"{maskrcnn_benchmark.PREDICTOR}.bbox_pred{s}" for s in ("", "_fc")),
         background_boxes=1,
+        published="doublehead://official/dh_faster_rcnn_R_50_FPN_1x (or R_101)",
         renames=maskrcnn_benchmark.renames,
     ),
 }
@@ -152,8 +155,8 @@ def refuse_foreign_keys(keys: Iterable[str]) -> None:
     if source is not None:
         raise ValueError(
             f"these weights have the keys of {SOURCES[source].title} and would load nothing; "
-            f"convert them (`{COMMAND}`, or doublehead_d2.checkpoint.convert_checkpoint), or set "
-            "MODEL.WEIGHTS to a published model by name (doublehead://..., see the README)"
+            f"convert them (`{COMMAND}`, or doublehead_d2.checkpoint.convert_checkpoint), or name "
+            f"a published model: MODEL.WEIGHTS {SOURCES[source].published}"
         )
 
 
