@@ -111,13 +111,19 @@ def evaluate(
 
 def description(cfg: CfgNode) -> dict[str, str]:
     """Hardware, versions and data that the results of a run depend on."""
-    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    data = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    return {
+        **machine(cfg.MODEL.DEVICE),
+        "data": ", ".join(f"{name} ({len(DatasetCatalog.get(name))} images)" for name in data),
+    }
+
+
+def machine(device: str) -> dict[str, str]:
+    """The hardware that computes on `device`, and the versions of what computes there."""
     cpu = f"{os.cpu_count()} CPU cores ({platform.machine()})"
     packages = ("torch", "torchvision", "detectron2", "numpy")
     versions = [f"{name} {metadata.version(name)}" for name in packages]
-    data = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     return {
-        "hardware": torch.cuda.get_device_name() if on_gpu else cpu,
+        "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else cpu,
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-        "data": ", ".join(f"{name} ({len(DatasetCatalog.get(name))} images)" for name in data),
     }

@@ -51,6 +51,7 @@ class DoubleHeadConvHead(nn.Module):
         super().__init__()
         assert blocks and blocks[0] == "residual", f"first block must be 'residual': {blocks}"
         self.output_channels = dim
+        self.cpu_chunk = CPU_CHUNK
         layers: list[nn.Module] = [ResidualBlock(input_shape.channels, dim, norm=norm)]
         for block in blocks[1:]:
             if block == "bottleneck":
@@ -82,7 +83,7 @@ class DoubleHeadConvHead(nn.Module):
         # Batch norm needs all RoIs in training; a trace would keep today's number of chunks.
         if self.training or x.device.type != "cpu" or torch.jit.is_tracing():
             return self._forward_chunk(x)
-        return torch.cat([self._forward_chunk(chunk) for chunk in x.split(CPU_CHUNK)])
+        return torch.cat([self._forward_chunk(chunk) for chunk in x.split(self.cpu_chunk)])
 
     def _forward_chunk(self, x: Tensor) -> Tensor:
         return self.blocks(x).mean(dim=(2, 3))
