@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from doublehead_d2.analysis.benchmark import (
     time_inference,
     time_training,
 )
+from doublehead_d2.analysis.plots import curves
 from doublehead_d2.tools import benchmark as tool
 
 SMALL = [
@@ -99,7 +101,10 @@ def test_tool_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -
     path = tmp_path / "new" / "results.json"
     words = ["--models", "double_head", "--device", "cpu", "--image-size", "128", "160"]
     words += ["--proposals", "50", "100", "--survivors", "0.2", "--repetitions", "1", "--train"]
-    assert tool.main([*words, "--json", str(path), "--opts", *map(str, SMALL)]) == 0
+    picture = tmp_path / "curves.png"
+    words += ["--json", str(path), "--plot", str(picture)]
+    assert tool.main([*words, "--opts", *map(str, SMALL)]) == 0
+    assert cv2.imread(str(picture)).std() > 1  # not blank
     printed = capsys.readouterr().out
     content = json.loads(path.read_text())
     assert [run["task"] for run in content["runs"]] == ["inference", "inference", "training"]
@@ -113,12 +118,26 @@ def test_tool_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert "num_proposals 50" in printed and content["versions"] in printed
 
 
+def test_curves_join_runs_that_differ_in_the_axis_alone() -> None:
+    def run(proposals: int, survivors: float, seconds: float) -> dict:
+        setting = {"batch_size": 1, "num_proposals": proposals, "survivors": survivors}
+        return {**setting, "results": {"a": {"seconds": seconds}}}
+
+    runs = [run(200, 0.1, 3.0), run(100, 0.1, 2.0), run(100, 0.5, 4.0)]
+    assert curves(runs, "num_proposals") == {
+        "a, survivors 0.1": [(100, 2.0), (200, 3.0)],
+        "a, survivors 0.5": [(100, 4.0)],
+    }
+    assert curves(runs[1:], "survivors") == {"a": [(0.1, 2.0), (0.5, 4.0)]}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--repetitions", "0"], "--repetitions is 0; allowed: 1 or more"),
         (["--survivors", "1.5"], r"--survivors is \[1.5\]; allowed: 0 to 1"),
         (["--proposals", "10", "0"], "--proposals is 0; allowed: 1 or more"),
+        (["--plot", "a.png"], "with several --proposals or --survivors"),
         (["--opts", "MODEL.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
     ],
 )

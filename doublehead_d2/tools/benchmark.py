@@ -26,6 +26,7 @@ from doublehead_d2.analysis.benchmark import (
     time_inference,
     time_training,
 )
+from doublehead_d2.analysis.plots import plot_scaling
 from doublehead_d2.checkpoint.files import whole_file
 from doublehead_d2.engine.study import machine
 
@@ -48,6 +49,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", action="store_true", help="training at 2 images, too")
     parser.add_argument("--repetitions", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--json", metavar="FILE", help="write the results to this file")
+    parser.add_argument("--plot", metavar="FILE", help="draw curves over several --proposals or "
+                        "--survivors into this picture")  # fmt: skip
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="config changes, KEY VALUE ..., last"
     )
@@ -70,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with whole_file(args.json) as path, open(path, "w") as f:
             json.dump(content, f, indent=1)
             f.write("\n")
+    if args.plot:
+        plot_scaling(runs, args.plot)
     return 0
 
 
@@ -81,8 +86,10 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} is {min(values)}; allowed: 1 or more")
     if not all(0 <= share <= 1 for share in args.survivors):
         raise ValueError(f"--survivors is {args.survivors}; allowed: 0 to 1")
-    if args.json:
-        os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
+    if args.plot and len(args.proposals) == len(args.survivors) == 1:
+        raise ValueError("--plot draws curves; allowed: with several --proposals or --survivors")
+    for path in filter(None, (args.json, args.plot)):
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
 
 
 def _measure(args: argparse.Namespace, device: str) -> list[dict[str, Any]]:
