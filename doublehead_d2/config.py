@@ -78,6 +78,11 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # the classification head's alone, RoIs with a class above ROI_HEADS.SCORE_THRESH_TEST. The
     # detections are the same.
     node.LAZY_REG_HEAD = True
+    # In inference with fused scores, leave out RoIs whose probabilities by the classification head
+    # are all below this; at most ROI_HEADS.SCORE_THRESH_TEST; 0 leaves out none. Lost are
+    # detections that only the regression head believes in: each has less than this from the
+    # classification head.
+    node.SCORE_FLOOR = 0.0
 
     # Pool RoIs at corners that name the first and the last pixel, and clip detections to pixels, as
     # the authors' code does: for its checkpoints (configs/Imported), with ROI_BOX_HEAD.POOLER_TYPE
@@ -134,6 +139,7 @@ def check_doublehead_config(cfg: CfgNode) -> None:
     # A weight of 0 would leave built predictors without a gradient.
     _check_positive("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", box_head.BBOX_REG_LOSS_WEIGHT)
     _check_predictors(node)
+    _check_score_floor(cfg)
     if node.LEGACY_BOXES and box_head.POOLER_TYPE != "ROIAlign":
         raise ValueError(
             f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is '{box_head.POOLER_TYPE}'; with "
@@ -235,6 +241,23 @@ def _check_predictors(node: CfgNode) -> None:
     if not boxes[node.BOX_SOURCE]:
         allowed = [w for w in BOX_SOURCES if boxes[w]]
         raise _switched_off(node, "BOX_SOURCE", node.BOX_SOURCE, "boxes", allowed)
+
+
+def _check_score_floor(cfg: CfgNode) -> None:
+    """A floor is for fused scores, and must not lie above the threshold of detections."""
+    node, highest = cfg.MODEL.ROI_DOUBLE_HEAD, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    fused = [word for word in SCORE_FUSIONS if word not in ("cls_head", "reg_head")]
+    if not 0 <= node.SCORE_FLOOR <= highest:
+        raise ValueError(
+            f"{_KEY}.SCORE_FLOOR is {node.SCORE_FLOOR}; allowed: 0 to "
+            f"MODEL.ROI_HEADS.SCORE_THRESH_TEST, which is {highest}"
+        )
+    if node.SCORE_FLOOR and node.SCORE_FUSION not in fused:
+        raise ValueError(
+            f"{_KEY}.SCORE_FLOOR is {node.SCORE_FLOOR} and {_KEY}.SCORE_FUSION is "
+            f"'{node.SCORE_FUSION}'; a floor is for fused scores ({', '.join(map(repr, fused))}), "
+            "allowed: 0"
+        )
 
 
 def _switched_off(

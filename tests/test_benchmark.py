@@ -40,6 +40,7 @@ SEEN = {
     "mmdet_layout": 30,
     "ext_plain": 100,
     "ext": 100,
+    "ext_floor": 30,
 }
 
 

@@ -132,9 +132,57 @@ def test_masks_are_of_the_same_detections() -> None:
     torch.testing.assert_close(*masks)
 
 
+@pytest.mark.parametrize("fusion", ["complementary", "average", "max"])
+@torch.no_grad()
+def test_floor_leaves_out_what_the_fc_head_does_not_believe_in(fusion: str) -> None:
+    opts = [*EXT, f"{NODE}.SCORE_FUSION", fusion, THRESHOLD, 0.6, f"{NODE}.SCORE_FLOOR", 0.6]
+    heads = diverse_heads(*opts)
+    features, proposals = random_features(2), proposals_of((60, 40), 0)
+    predictions = heads.predict(features, [x.proposal_boxes for x in proposals])
+    probs = heads.box_predictor.predict_probs(predictions.cls_head, proposals)
+    chosen = [(p[:, :-1] >= 0.6).any(dim=1) for p in probs]
+    count = sum(int(mask.sum()) for mask in chosen)
+    assert 0 < count < 100
+    seen = count_rois(heads)
+    detections = heads._forward_box(features, proposals)
+    assert seen == [count]
+    left = [x[mask] for x, mask in zip(proposals, chosen, strict=True)]
+    assert_same((detections, []), (full(heads, features, left)[0], []))
+
+
+@torch.no_grad()
+def test_what_a_floor_loses_is_bounded() -> None:
+    """A lost detection had less than the floor from the classification head."""
+    heads = diverse_heads(*EXT, THRESHOLD, 0.3)
+    features, proposals = random_features(1), proposals_of((80,), 0)
+    (detections,), (kept,) = full(heads, features, proposals)
+    predictions = heads.predict(features, [proposals[0].proposal_boxes])
+    probs = heads.box_predictor.predict_probs(predictions.cls_head, proposals)[0]
+    heads.score_floor = 0.3
+    heads.box_predictor.test_nms_thresh = 1.0  # nothing hides behind what is lost
+    (all_boxes,), (all_kept,) = full(heads, features, proposals)
+    (floored,), (floored_kept,) = heads.detect(features, proposals)
+    lost = sorted({*all_kept.tolist()} - {*floored_kept.tolist()})
+    assert lost and (probs[lost, :-1] < 0.3).all()
+    assert len(floored) < len(all_boxes) and len(detections) == len(kept)
+
+
 @torch.no_grad()
 def test_fused_scores_need_all_rois() -> None:
     heads = diverse_heads(*EXT, THRESHOLD, 0.9)
     seen = count_rois(heads)
     heads._forward_box(random_features(1), proposals_of((30,), 0))
     assert seen == [30]
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        ([*EXT, f"{NODE}.SCORE_FLOOR", 0.1], "SCORE_FLOOR is 0.1; allowed: 0 to .*, which is 0.05"),
+        ([*EXT, f"{NODE}.SCORE_FLOOR", -0.1], "SCORE_FLOOR is -0.1; allowed: 0 to"),
+        ([f"{NODE}.SCORE_FLOOR", 0.05], "a floor is for fused scores .*'max'.* allowed: 0"),
+    ],
+)
+def test_impossible_floors_are_refused(opts: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_heads(*opts)

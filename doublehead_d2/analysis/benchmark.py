@@ -44,6 +44,7 @@ VARIANTS = {
     "mmdet_layout": Variant(_MMDET),
     "ext_plain": Variant(_EXT, chunks=False),
     "ext": Variant(_EXT),
+    "ext_floor": Variant(_EXT, opts=("MODEL.ROI_DOUBLE_HEAD.SCORE_FLOOR", 0.05)),
 }
 
 
@@ -130,7 +131,10 @@ def prepare(model: GeneralizedRCNN, inputs: list[dict], setting: Setting) -> Non
     heads.box_predictor.cls_score.weight *= factor
     scores = scores * factor
     best = scores.softmax(dim=1)[:, :-1].amax(dim=1)
-    heads.box_predictor.test_score_thresh = best.quantile(1 - setting.survivors).item()
+    threshold = best.quantile(1 - setting.survivors).item()
+    heads.box_predictor.test_score_thresh = threshold
+    if getattr(heads, "score_floor", 0) > 0:
+        heads.score_floor = threshold  # the highest that is allowed
 
 
 def time_inference(

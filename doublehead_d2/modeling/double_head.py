@@ -51,6 +51,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         box_source: str = "reg_head",
         legacy_boxes: bool = False,
         lazy_reg_head: bool = True,
+        score_floor: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """
@@ -64,6 +65,8 @@ class DoubleHeadROIHeads(StandardROIHeads):
             box_source: where boxes come from, one of `config.BOX_SOURCES`.
             legacy_boxes: pool and clip as the authors' code does.
             lazy_reg_head: in inference, run the regression head on no RoI that cannot be detected.
+            score_floor: in inference with fused scores, leave out RoIs whose probabilities by the
+                classification head are all below.
             kwargs: as `StandardROIHeads`; `box_head` is the head focused on classification.
         """
         super().__init__(box_predictor=box_predictor, **kwargs)
@@ -75,6 +78,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         self.box_source = box_source
         self.legacy_boxes = legacy_boxes
         self.lazy_reg_head = lazy_reg_head
+        self.score_floor = score_floor
         # Ways to score the model, set by `score_modes` for an evaluation: name to
         # (score fusion, box source). Detections then carry the index of their mode.
         self.modes: dict[str, tuple[str, str]] = {}
@@ -91,6 +95,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         ret["box_source"] = node.BOX_SOURCE
         ret["legacy_boxes"] = node.LEGACY_BOXES
         ret["lazy_reg_head"] = node.LAZY_REG_HEAD
+        ret["score_floor"] = node.SCORE_FLOOR
         return ret
 
     @classmethod
@@ -135,8 +140,11 @@ class DoubleHeadROIHeads(StandardROIHeads):
     ) -> tuple[list[Instances], list[Tensor]]:
         """The detections of :meth:`predict` and :meth:`inference`, at less cost.
 
-        The regression head, by far the dearer one, is shown only the RoIs with a class above the
-        test threshold: where scores are the classification head's alone, no other is detected.
+        The regression head, by far the dearer one, is shown only the RoIs that can be detected.
+        Where scores are the classification head's alone, those are the RoIs with a class above the
+        test threshold, and nothing is lost. Fused scores need both heads; `score_floor` leaves out
+        RoIs that the classification head gives less in every class, and with them the detections
+        that the regression head alone would have made of them.
 
         Args:
             features: the backbone's feature maps by name, each N x C x H x W.
@@ -145,12 +153,15 @@ class DoubleHeadROIHeads(StandardROIHeads):
         Returns:
             as :meth:`inference`; indices are those of the given proposals.
         """
-        assert self.score_fusion == "cls_head", f"'{self.score_fusion}' needs both heads' scores"
         maps = self._box_maps(features)
         cls_head, cls_pooled = self._predict_cls_head(maps, [x.proposal_boxes for x in proposals])
-        threshold = self.box_predictor.test_score_thresh
-        probs = self.box_predictor.predict_probs(cls_head, proposals)
-        survivors = [(p[:, :-1] > threshold).any(dim=1) for p in probs]  # N masks of Ri
+        best = [
+            p[:, :-1].amax(dim=1) for p in self.box_predictor.predict_probs(cls_head, proposals)
+        ]
+        if self.score_fusion == "cls_head":
+            survivors = [b > self.box_predictor.test_score_thresh for b in best]  # N masks of Ri
+        else:
+            survivors = [b >= self.score_floor for b in best]
         rows = torch.cat(survivors)
         proposals = [x[mask] for x, mask in zip(proposals, survivors, strict=True)]
         boxes = [x.proposal_boxes for x in proposals]
@@ -192,8 +203,8 @@ class DoubleHeadROIHeads(StandardROIHeads):
     def _forward_box(
         self, features: dict[str, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor] | list[Instances]:
-        lazy = self.lazy_reg_head and self.score_fusion == "cls_head" and not self.modes
-        if lazy and not self.training:
+        exact = self.lazy_reg_head and self.score_fusion == "cls_head"
+        if not self.training and not self.modes and (exact or self.score_floor > 0):
             return self.detect(features, proposals)[0]
         predictions = self.predict(features, [x.proposal_boxes for x in proposals])
         if not self.training:
