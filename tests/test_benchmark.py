@@ -70,7 +70,7 @@ def test_plain_variants_detect_the_same() -> None:
 
 def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr(benchmark, "_now", lambda device: next(clock) ** 2)
+    monkeypatch.setattr(benchmark, "time_when_done", lambda device: next(clock) ** 2)
     models = {name: build_variant(name, "cpu", SMALL) for name in (BASELINE, "double_head")}
     inputs = random_inputs(SETTING)
     # Readings of the clock are 0, 1, 4, 9, ...: after 4 of warm-up the baseline's rounds last from

@@ -11,7 +11,7 @@ import cv2
 import pytest
 
 from conftest import REPOSITORY
-from doublehead_d2.tools import demo, make_shapes, quickstart
+from doublehead_d2.tools import demo, make_shapes, quickstart, score_floor
 
 
 def test_demo_asks_for_weights(tmp_path: Path) -> None:
@@ -66,6 +66,20 @@ def test_demo_draws_images_and_describes_boxes(
         assert detection["class"] == ["circle", "rectangle", "triangle"][detection["class_id"]]
         x0, y0, x1, y1 = detection["box"]
         assert 0 <= x0 <= x1 <= 128 and 0 <= y0 <= y1 <= 128 and 0.05 <= detection["score"] <= 1
+
+
+@pytest.mark.slow
+def test_score_floor_trades_rois_for_ap(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--config-file", str(trained / "config.yaml"), "--output", str(tmp_path)]
+    words += ["--num-images", "2", "--floors", "0.0", "0.05"]
+    assert score_floor.main(words) == 0
+    exact, floored = json.loads((tmp_path / "score_floor.json").read_text())["floors"]
+    assert exact["RoIs"] > floored["RoIs"] > 0 and exact["seconds"] > 0
+    assert abs(exact["AP"] - floored["AP"]) < 2
+    assert score_floor.main([*words[:-1], "0.2"]) == 1
+    assert "SCORE_FLOOR is 0.2; allowed: 0 to" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -199,9 +199,9 @@ def _time(
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             with _counting_rois(model) as rois:
-                start = _now(device)
+                start = time_when_done(device)
                 run(name)
-                elapsed = _now(device) - start
+                elapsed = time_when_done(device) - start
             if repetition >= warmup:
                 seconds[name].append(elapsed)
             results[name]["reg_head_rois"] = sum(rois)
@@ -218,8 +218,8 @@ def _time(
     return results
 
 
-def _now(device: torch.device) -> float:
-    """The time when all work on the device is done."""
+def time_when_done(device: torch.device) -> float:
+    """The time in seconds when all work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

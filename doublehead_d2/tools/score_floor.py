@@ -1,0 +1,112 @@
+"""What MODEL.ROI_DOUBLE_HEAD.SCORE_FLOOR costs in AP and saves in time, on a trained model.
+
+    python -m doublehead_d2.tools.score_floor --config-file output/demo/config.yaml
+
+Evaluates the model on DATASETS.TEST once with each floor, and times its forward passes, the floors
+in turn image by image. Prints a table and writes JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+from doublehead_d2 import model_zoo
+from doublehead_d2.analysis.benchmark import time_when_done
+from doublehead_d2.checkpoint import DoubleHeadCheckpointer
+from doublehead_d2.checkpoint.files import whole_file
+from doublehead_d2.data import check_datasets
+from doublehead_d2.engine import Trainer
+from doublehead_d2.engine.study import machine
+
+FLOORS = [0.0, 0.001, 0.005, 0.01, 0.02, 0.03, 0.05]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m doublehead_d2.tools.score_floor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, help="of a trained model with fused scores")
+    parser.add_argument("--floors", type=float, nargs="+", default=FLOORS,
+                        help=f"({' '.join(map(str, FLOORS))})")  # fmt: skip
+    parser.add_argument("--num-images", type=int, default=50, help="that are timed (50)")
+    parser.add_argument("--output", default="output/score_floor", help="(output/score_floor)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="config changes, KEY VALUE ..., last"
+    )
+    args = parser.parse_args(argv)
+    try:
+        cfg = model_zoo.get_config(args.config_file)
+        cfg.merge_from_list([*args.opts, "OUTPUT_DIR", args.output])
+        check_datasets(cfg.DATASETS.TEST)
+        rows = measure(cfg, args.floors, args.num_images)
+    except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
+        print(error, file=sys.stderr)
+        return 1
+    content = {**machine(cfg.MODEL.DEVICE), "data": list(cfg.DATASETS.TEST), "floors": rows}
+    print(tabulate(rows, headers="keys", floatfmt=".4g"))
+    os.makedirs(args.output, exist_ok=True)
+    with whole_file(os.path.join(args.output, "score_floor.json")) as path, open(path, "w") as f:
+        json.dump(content, f, indent=1)
+        f.write("\n")
+    return 0
+
+
+def measure(cfg: CfgNode, floors: Sequence[float], num_images: int) -> list[dict[str, Any]]:
+    """Box AP, share of RoIs that reach the regression head and seconds an image, by floor.
+
+    Args:
+        cfg: of a trained model with the weights in MODEL.WEIGHTS.
+        floors: values of MODEL.ROI_DOUBLE_HEAD.SCORE_FLOOR.
+        num_images: timed images of the first test data set.
+
+    Raises:
+        ValueError: a floor that the config does not allow, or a model without weights.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty; allowed: the weights of a trained model")
+    models: dict[float, Any] = {}
+    rows = []
+    for floor in dict.fromkeys(floors):
+        cfg = cfg.clone()
+        cfg.MODEL.ROI_DOUBLE_HEAD.SCORE_FLOOR = floor
+        models[floor] = Trainer.build_model(cfg).eval()
+        DoubleHeadCheckpointer(models[floor]).load(cfg.MODEL.WEIGHTS)
+    for floor, model in models.items():
+        rois: list[int] = []
+        hook = model.roi_heads.reg_head.register_forward_pre_hook(
+            lambda module, inputs, rois=rois: rois.append(len(inputs[0]))
+        )
+        results = Trainer.test(cfg, model)
+        hook.remove()
+        rows.append({"floor": floor, "AP": results["bbox"]["AP"], "RoIs": statistics.mean(rois)})
+    for row, seconds in zip(rows, _seconds(cfg, models, num_images), strict=True):
+        row["seconds"] = seconds
+    return rows
+
+
+@torch.no_grad()
+def _seconds(cfg: CfgNode, models: dict[float, Any], num_images: int) -> list[float]:
+    """Median seconds of a forward pass of each model, all of them in turn."""
+    loader = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
+    seconds: list[list[float]] = [[] for _ in models]
+    for inputs, _ in zip(loader, range(num_images), strict=False):
+        for model, values in zip(models.values(), seconds, strict=True):
+            start = time_when_done(model.device)
+            model(inputs)
+            values.append(time_when_done(model.device) - start)
+    return [statistics.median(values) for values in seconds]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
