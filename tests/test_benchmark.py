@@ -8,6 +8,7 @@ import cv2
 import pytest
 import torch
 
+from conftest import REPOSITORY
 from doublehead_d2.analysis import benchmark
 from doublehead_d2.analysis.benchmark import (
     BASELINE,
@@ -130,6 +131,22 @@ def test_curves_join_runs_that_differ_in_the_axis_alone() -> None:
         "a, survivors 0.5": [(100, 4.0)],
     }
     assert curves(runs[1:], "survivors") == {"a": [(0.1, 2.0), (0.5, 4.0)]}
+
+
+def test_readme_has_the_recorded_numbers() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    records = REPOSITORY / "dev" / "benchmarks"
+    recorded = json.loads((records / "inference_cpu.json").read_text())
+    assert f"{recorded['hardware']}, {recorded['versions']}" in text
+    (run,) = recorded["runs"]
+    assert list(run["results"]) == list(VARIANTS)
+    for result in run["results"].values():
+        row = (f"{result['seconds']:.2f}", f"{result['ratio']:.2f}", str(result["reg_head_rois"]))
+        assert f"| {' | '.join(row)} |" in text
+    for row in json.loads((records / "score_floor_shapes.json").read_text())["floors"]:
+        milliseconds = 1000 * row["seconds"]
+        cells = f"{row['floor']:g} | {row['AP']:.2f} | {row['RoIs']:.1f} | {milliseconds:.1f}"
+        assert f"| {cells} |" in text
 
 
 @pytest.mark.parametrize(
