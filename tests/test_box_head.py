@@ -48,3 +48,39 @@ def test_is_a_box_head_of_detectron2() -> None:
     head = build_box_head(cfg, ShapeSpec(channels=8, height=7, width=7))
     assert isinstance(head, DoubleHeadConvHead)
     assert head(torch.zeros(0, 8, 7, 7)).shape == (0, 32)
+
+
+def small_head() -> DoubleHeadConvHead:
+    torch.manual_seed(0)
+    blocks = ["residual", "nonlocal", "bottleneck"]
+    sizes = {"dim": 16, "bottleneck_dim": 8, "nonlocal_dim": 8}
+    head = DoubleHeadConvHead(ShapeSpec(channels=8), blocks=blocks, **sizes)
+    nn.init.normal_(head.blocks[1].out.weight)  # it starts at 0
+    return head
+
+
+@torch.no_grad()
+def test_chunks_change_nothing_but_rounding() -> None:
+    head, x = small_head().eval(), torch.randn(75, 8, 7, 7)
+    in_chunks = head(x)
+    head.cpu_chunk = 1000
+    torch.testing.assert_close(in_chunks, head(x), rtol=1e-5, atol=1e-6)
+
+
+def test_training_sees_all_rois_at_once() -> None:
+    """Batch norm's statistics are those of the whole batch."""
+    x = torch.randn(75, 8, 7, 7)
+    whole, in_chunks = small_head().train(), small_head().train()
+    whole.cpu_chunk = 1000
+    torch.testing.assert_close(in_chunks(x), whole(x), rtol=0, atol=0)
+    torch.testing.assert_close(in_chunks.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert in_chunks.blocks[0].conv1.norm.num_batches_tracked == 1
+
+
+@torch.no_grad()
+def test_a_trace_is_not_bound_to_a_number_of_chunks() -> None:
+    head = small_head().eval()
+    traced = torch.jit.trace(head, torch.randn(40, 8, 7, 7))
+    for count in (0, 5, 100):
+        x = torch.randn(count, 8, 7, 7)
+        torch.testing.assert_close(traced(x), head(x))
