@@ -69,6 +69,8 @@ def build_variant(name: str, device: str, opts: Sequence[object] = ()) -> Genera
     variant = VARIANTS[name]
     cfg = model_zoo.get_config(variant.config)
     cfg.merge_from_list([*variant.opts, *opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", device])
+    # Random layers have no trained statistics: inputs of size 1, and below residual blocks that add
+    # little, keep activations from growing until boxes overflow.
     cfg.MODEL.PIXEL_STD = [60.0, 60.0, 60.0]
     torch.manual_seed(0)
     model = build_model(cfg).eval()
@@ -77,7 +79,6 @@ def build_variant(name: str, device: str, opts: Sequence[object] = ()) -> Genera
             module.cpu_chunk = 1 << 30
     for module in model.backbone.modules():
         if isinstance(module, BottleneckBlock):
-            # Without trained statistics each block adds to the activations, until boxes overflow.
             module.conv3.norm.weight.fill_(0.2)
     return model
 
