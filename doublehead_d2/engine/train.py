@@ -7,6 +7,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
+from doublehead_d2.engine.memory import keep_freed_memory
 from doublehead_d2.engine.setup import setup
 from doublehead_d2.engine.trainer import Trainer
 
@@ -22,6 +23,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         percent; None from training without TEST.EXPECTED_RESULTS.
     """
     cfg = setup(args)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
