@@ -7,6 +7,7 @@ The paper's bottleneck block (Fig. 5b) is detectron2's own `BottleneckBlock`.
 """
 
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 from torch import Tensor, nn
@@ -90,7 +91,11 @@ class NonLocalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features R x C x H x W to the same shape."""
-        theta, phi, g = (self._split(layer(x)) for layer in (self.theta, self.phi, self.g))
+        layers = (self.theta, self.phi, self.g)
+        # One convolution that reads x once: the same values in less time (dev/benchmarks).
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = torch.cat([layer.bias for layer in layers])
+        theta, phi, g = (self._split(y) for y in F.conv2d(x, weight, bias).chunk(3, dim=1))
         affinity = theta.transpose(2, 3) @ phi / phi.shape[3]  # R x G x N x N, row i: weights of j
         y = g @ affinity.transpose(2, 3)  # R x G x D x N
         y = y.reshape(x.shape[0], self.g.out_channels, x.shape[2], x.shape[3])
