@@ -15,6 +15,7 @@ from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 BLOCKS = ("residual", "bottleneck", "nonlocal")
 SCORE_FUSIONS = ("cls_head", "reg_head", "complementary", "average", "max")
 BOX_SOURCES = ("reg_head", "cls_head")
+TRAIN_REG_HEAD_ON = ("all", "foreground")
 NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
 _KEY = "MODEL.ROI_DOUBLE_HEAD"
@@ -68,6 +69,12 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # Normalisation of the convolutions (the paper: BN trained with batch statistics). SyncBN and
     # nnSyncBN need GPUs; naiveSyncBN stops where a process has no RoI, naiveSyncBN_N does not.
     node.CONV_HEAD.NORM = "BN"
+    # In inference, fold batch norms into the convolutions before them: the same up to rounding, in
+    # less time (dev/benchmarks). A second copy of the weights is kept.
+    node.CONV_HEAD.FOLD_BN = False
+    # In training, keep only the blocks' inputs for the backward pass and compute the rest again:
+    # the same gradients for less memory and more time
+    node.CONV_HEAD.USE_ACT_CHECKPOINT = False
 
     # Class scores of a detection: one head's, or both fused (Eq. 4 is "complementary")
     node.SCORE_FUSION = "cls_head"
@@ -83,6 +90,12 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # detections that only the regression head believes in: each has less than this from the
     # classification head.
     node.SCORE_FLOOR = 0.0
+
+    # Sampled RoIs that the regression head is shown in training: "all", or only those that it
+    # learns from, "foreground", where REG_HEAD.LAMBDA is 1. Its losses are divided by all of them
+    # either way, and its gradients differ only by its batch norms, whose statistics are those of
+    # the RoIs it is shown (the paper's: all).
+    node.TRAIN_REG_HEAD_ON = "all"
 
     # Pool RoIs at corners that name the first and the last pixel, and clip detections to pixels, as
     # the authors' code does: for its checkpoints (configs/Imported), with ROI_BOX_HEAD.POOLER_TYPE
@@ -140,6 +153,13 @@ def check_doublehead_config(cfg: CfgNode) -> None:
     _check_positive("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", box_head.BBOX_REG_LOSS_WEIGHT)
     _check_predictors(node)
     _check_score_floor(cfg)
+    _check_word(f"{_KEY}.TRAIN_REG_HEAD_ON", node.TRAIN_REG_HEAD_ON, TRAIN_REG_HEAD_ON)
+    if node.TRAIN_REG_HEAD_ON == "foreground" and node.REG_HEAD.LAMBDA < 1:
+        raise ValueError(
+            f"{_KEY}.TRAIN_REG_HEAD_ON is 'foreground' and {_KEY}.REG_HEAD.LAMBDA is "
+            f"{node.REG_HEAD.LAMBDA}: a regression head that classifies learns from background, "
+            "too; allowed: 'all'"
+        )
     if node.LEGACY_BOXES and box_head.POOLER_TYPE != "ROIAlign":
         raise ValueError(
             f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is '{box_head.POOLER_TYPE}'; with "

@@ -1,13 +1,18 @@
-"""The conv-head: size, shape and place in detectron2's registries."""
+"""The conv-head: size, shape and place in detectron2's registries; what makes it cheaper."""
+
+import copy
+from typing import Any
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling.roi_heads import build_box_head
 from torch import nn
 
 from builders import small_cfg
 from doublehead_d2 import DoubleHeadConvHead
+from doublehead_d2.modeling import box_head
+from doublehead_d2.modeling.folding import fold_batch_norms
 
 POOLED = ShapeSpec(channels=256, height=7, width=7)
 
@@ -84,3 +89,143 @@ def test_a_trace_is_not_bound_to_a_number_of_chunks() -> None:
     for count in (0, 5, 100):
         x = torch.randn(count, 8, 7, 7)
         torch.testing.assert_close(traced(x), head(x))
+
+
+# ------------------------------------------------------------------------------------- folding
+
+
+def trained_head(norm: str = "BN", **kwargs: Any) -> DoubleHeadConvHead:
+    """A small head whose norms have statistics, scales and shifts."""
+    torch.manual_seed(0)
+    blocks = ["residual", "nonlocal", "bottleneck"]
+    sizes = {"dim": 32, "bottleneck_dim": 32, "nonlocal_dim": 8}
+    head = DoubleHeadConvHead(ShapeSpec(channels=32), blocks=blocks, norm=norm, **sizes, **kwargs)
+    nn.init.normal_(head.blocks[1].out.weight)
+    for name, tensor in head.state_dict().items():
+        if ".norm." in name and tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
+    return head
+
+
+def test_folded_convolution_by_hand() -> None:
+    conv = Conv2d(1, 1, kernel_size=1, bias=False, norm=nn.BatchNorm2d(1, eps=1.0)).eval()
+    values = {"weight": 2.0, "norm.running_mean": 1.0, "norm.running_var": 3.0}
+    for name, value in {**values, "norm.weight": 4.0, "norm.bias": 5.0}.items():
+        conv.state_dict()[name].fill_(value)
+    folded = fold_batch_norms(conv)
+    # s = 4 / sqrt(3 + 1) = 2: weight 2 * 2, bias 2 * (0 - 1) + 5
+    assert (folded.weight.item(), folded.bias.item(), folded.norm) == (4.0, 3.0, None)
+    x = torch.full((1, 1, 1, 1), 3.0)
+    assert conv(x).item() == folded(x).item() == 15.0  # ((2 * 3 - 1) / 2) * 4 + 5
+    assert conv.weight.item() == 2.0 and conv.norm is not None
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "naiveSyncBN", "FrozenBN", "GN"])
+@torch.no_grad()
+def test_folding_changes_nothing_but_rounding(norm: str) -> None:
+    head = trained_head(norm).eval()
+    x = torch.randn(40, 32, 7, 7)
+    expected, names = head(x), list(head.state_dict())
+    head.fold_bn = True
+    torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-5)
+    left = [m for m in head._folded[0].modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))]
+    assert len(left) == (0 if norm != "GN" else 7)
+    assert list(head.state_dict()) == names  # no second copy of the weights in checkpoints
+    assert head(x[:0]).shape == (0, 32)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_folded_weights_follow_every_change(mode: type) -> None:
+    head, x = trained_head(fold_bn=True).eval(), torch.randn(5, 32, 7, 7)
+
+    def check() -> None:
+        with mode():
+            folded = head(x)
+            head.fold_bn = False
+            torch.testing.assert_close(folded, head(x), rtol=1e-4, atol=1e-5)
+            head.fold_bn = True
+
+    check()
+    first = head._folded[0]
+    check()
+    assert head._folded[0] is first  # nothing has changed
+    head.load_state_dict(DoubleHeadConvHead(ShapeSpec(channels=32), blocks=["residual"], dim=32)
+                         .state_dict(), strict=False)  # fmt: skip
+    check()
+    head.train()(x).sum().backward()  # new running statistics
+    head.eval()
+    check()
+    torch.optim.SGD(head.parameters(), lr=0.1).step()
+    check()
+    head = copy.deepcopy(head)
+    head.blocks[0].conv1.norm.bias.data.add_(1)
+    check()
+    assert head._folded[0] is not first
+
+
+def test_folds_only_where_no_gradient_is_wanted() -> None:
+    head, x = trained_head(fold_bn=True).eval(), torch.randn(5, 32, 7, 7)
+    head(x).sum().backward()
+    assert all(p.grad is not None for p in head.parameters()) and not head._folded
+    with torch.no_grad():
+        head.train()(x)
+    assert not head._folded
+
+
+# ------------------------------------------------------------------- activation checkpoints
+
+
+def train_step(head: DoubleHeadConvHead, x: torch.Tensor) -> int:
+    """A forward and a backward pass; returns the bytes kept in between."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = head(x).square().sum()
+    loss.backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("norm", ["BN", "naiveSyncBN_N", "FrozenBN", "GN"])
+@pytest.mark.parametrize("count", [0, 6])
+def test_checkpoints_change_no_gradient_and_no_statistic(norm: str, count: int) -> None:
+    x = torch.randn(count, 32, 7, 7)
+    heads = [trained_head(norm, use_act_checkpoint=c).train() for c in (False, True)]
+    inputs = [x.clone().requires_grad_() for _ in heads]
+    bytes_kept = [train_step(head, x) for head, x in zip(heads, inputs, strict=True)]
+    for name, parameter in heads[1].named_parameters():
+        assert torch.equal(parameter.grad, heads[0].get_parameter(name).grad), name
+    assert torch.equal(inputs[0].grad, inputs[1].grad)
+    # Running statistics, and how many batches they have seen, too
+    torch.testing.assert_close(heads[1].state_dict(), heads[0].state_dict(), rtol=0, atol=0)
+    if norm == "BN":
+        assert heads[1].blocks[0].conv1.norm.num_batches_tracked == 1
+        assert heads[1].blocks[0].conv1.norm.momentum == 0.1
+    if count:
+        assert bytes_kept[1] < bytes_kept[0] / 2
+
+
+def test_checkpoints_keep_the_blocks_inputs_alone() -> None:
+    head, count = trained_head(use_act_checkpoint=True).train(), 50
+    weights = sum(p.nbytes for p in head.parameters())
+    maps = 3 * count * 32 * 49 * 4  # the inputs of three blocks
+    vector = count * 32 * 4  # squared by the loss
+    assert (
+        maps + vector <= train_step(head, torch.randn(count, 32, 7, 7)) <= maps + vector + weights
+    )
+
+
+def test_checkpoints_are_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(box_head, "_checkpoint", lambda block, x: calls.append(1) or block(x))
+    head, x = trained_head(use_act_checkpoint=True), torch.randn(2, 32, 7, 7)
+    head.eval()(x)
+    with torch.no_grad():
+        head.train()(x)
+    assert not calls
+    head(x)
+    assert len(calls) == 3

@@ -284,34 +284,61 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
 class BoxLosses(nn.Module):
     """The box losses as a module of its own, for DDP to wrap."""
 
-    def __init__(self) -> None:
+    def __init__(self, opts: list) -> None:
         super().__init__()
-        self.heads = small_heads(*EXT)
+        self.heads = small_heads(*opts)
 
     def forward(self, proposals: list) -> dict[str, torch.Tensor]:
         return self.heads._forward_box(random_features(len(proposals)), proposals)
 
 
-def report_gradients(folder: str, counts: list[tuple[int, ...]]) -> None:
-    model = create_ddp_model(BoxLosses().train(), broadcast_buffers=False, device_ids=None)
+def report_gradients(folder: str, opts: list, sampled: list[tuple]) -> None:
+    """Gradients and buffers after two steps, with each process's own proposals."""
+    model = create_ddp_model(BoxLosses(opts).train(), broadcast_buffers=False, device_ids=None)
     for _ in range(2):  # DDP complains about a missing gradient in the next iteration
         with EventStorage():
-            losses = model(sampled_proposals(counts[comm.get_rank()]))
+            losses = model(sampled_proposals(*sampled[comm.get_rank()]))
         model.zero_grad()
         sum(losses.values()).backward()
     gradients = {name: p.grad for name, p in model.module.named_parameters()}
-    torch.save(gradients, Path(folder, f"{comm.get_rank()}.pth"))
+    buffers = dict(model.module.named_buffers())
+    torch.save((gradients, buffers), Path(folder, f"{comm.get_rank()}.pth"))
+
+
+NODE = "MODEL.ROI_DOUBLE_HEAD"
+FOREGROUND = [f"{NODE}.TRAIN_REG_HEAD_ON", "foreground"]
+SYNCHRONISED = [f"{NODE}.CONV_HEAD.NORM", "naiveSyncBN"]
+CHECKPOINTS = [f"{NODE}.CONV_HEAD.USE_ACT_CHECKPOINT", True]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests gloo processes without a GPU")
-@pytest.mark.parametrize("counts", [[(0, 0), (6, 4)], [(0, 0), (0, 0)]])
-def test_processes_without_proposals_take_part(tmp_path: Path, counts: list) -> None:
-    launch(report_gradients, 2, dist_url="auto", args=(str(tmp_path), counts))
-    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
+@pytest.mark.parametrize(
+    ("opts", "sampled"),  # for each process: RoIs of its images, how many of them foreground
+    [
+        (EXT, [((0, 0),), ((6, 4),)]),
+        (EXT, [((0, 0),), ((0, 0),)]),
+        (FOREGROUND, [((3, 4), 0), ((6, 4), 2)]),
+        (FOREGROUND + SYNCHRONISED, [((3, 4), 0), ((6, 4), 2)]),
+    ],
+)
+def test_processes_without_rois_take_part(tmp_path: Path, opts: list, sampled: list) -> None:
+    launch(report_gradients, 2, dist_url="auto", args=(str(tmp_path), opts, sampled))
+    first, second = (torch.load(tmp_path / f"{rank}.pth")[0] for rank in range(2))
     assert all(g is not None and g.isfinite().all() for g in first.values())
     torch.testing.assert_close(first, second)
-    assert any(g.any() for g in first.values()) == any(map(sum, counts))
+    assert any(g.any() for g in first.values()) == any(sum(counts) for counts, *_ in sampled)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests gloo processes without a GPU")
+def test_checkpoints_under_synchronised_norms(tmp_path: Path) -> None:
+    results = []
+    for opts in (SYNCHRONISED, SYNCHRONISED + CHECKPOINTS):
+        sampled = [((3, 4), 1), ((6, 4), 2)]
+        launch(report_gradients, 2, dist_url="auto", args=(str(tmp_path), opts, sampled))
+        results.append([torch.load(tmp_path / f"{rank}.pth") for rank in range(2)])
+    torch.testing.assert_close(results[1], results[0])
 
 
 # ------------------------------------------------------------------------------------- command line

@@ -1,6 +1,7 @@
 """The conv-head of Double-Head R-CNN as a box head of detectron2's registry."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from doublehead_d2.config import check_conv_head_config
 from doublehead_d2.modeling.blocks import NonLocalBlock, ResidualBlock
+from doublehead_d2.modeling.folding import fold_batch_norms
 
 # RoIs that go through the blocks together in inference on a CPU: their maps then stay in its cache,
 # and no time goes into asking for memory. 32 to 64 were fastest; the output is the same up to
@@ -38,6 +41,8 @@ class DoubleHeadConvHead(nn.Module):
         nonlocal_dim: int = 512,
         nonlocal_groups: int = 4,
         norm: str = "BN",
+        fold_bn: bool = False,
+        use_act_checkpoint: bool = False,
     ) -> None:
         """
         Args:
@@ -48,11 +53,15 @@ class DoubleHeadConvHead(nn.Module):
             nonlocal_dim: inner channels of the non-local blocks.
             nonlocal_groups: groups of a non-local block, a divisor of `nonlocal_dim`.
             norm: normalisation, a name that `detectron2.layers.get_norm` knows.
+            fold_bn: in inference, fold batch norms into the convolutions.
+            use_act_checkpoint: in training, keep only the blocks' inputs for the backward pass.
         """
         super().__init__()
         assert blocks and blocks[0] == "residual", f"first block must be 'residual': {blocks}"
         self.output_channels = dim
         self.cpu_chunk = CPU_CHUNK
+        self.fold_bn = fold_bn
+        self.use_act_checkpoint = use_act_checkpoint
         layers: list[nn.Module] = [ResidualBlock(input_shape.channels, dim, norm=norm)]
         for block in blocks[1:]:
             if block == "bottleneck":
@@ -63,6 +72,9 @@ class DoubleHeadConvHead(nn.Module):
                 assert block == "nonlocal", f"unknown block '{block}'"
                 layers.append(NonLocalBlock(dim, nonlocal_dim, nonlocal_groups, norm=norm))
         self.blocks = nn.Sequential(*layers)
+        # The folded blocks, and what they were made from; in a list, so that they are no submodule.
+        self._folded: list[nn.Module] = []
+        self._folded_from: list[tuple[int, int]] = []
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -77,19 +89,65 @@ class DoubleHeadConvHead(nn.Module):
             "nonlocal_dim": node.NONLOCAL_DIM,
             "nonlocal_groups": node.NONLOCAL_GROUPS,
             "norm": node.NORM,
+            "fold_bn": node.FOLD_BN,
+            "use_act_checkpoint": node.USE_ACT_CHECKPOINT,
         }
 
     def forward(self, x: Tensor) -> Tensor:
         """Map RoI features R x C x H x W to feature vectors R x DIM."""
-        # Batch norm needs all RoIs in training; a trace would keep today's number of chunks.
-        if self.training or x.device.type != "cpu" or torch.jit.is_tracing():
-            return self._forward_chunk(x)
-        return torch.cat([self._forward_chunk(chunk) for chunk in x.split(self.cpu_chunk)])
+        if self.training and self.use_act_checkpoint and torch.is_grad_enabled():
+            for block in self.blocks:
+                x = _checkpoint(block, x)
+            return x.mean(dim=(2, 3))
 
-    def _forward_chunk(self, x: Tensor) -> Tensor:
-        return self.blocks(x).mean(dim=(2, 3))
+        compiling = torch.compiler.is_compiling()
+        frozen = not self.training and not torch.is_grad_enabled() and not compiling
+        blocks = self._folded_blocks() if self.fold_bn and frozen else self.blocks
+        # Batch norm needs all RoIs in training; a trace would keep today's number of chunks.
+        tracing = torch.jit.is_tracing() or compiling
+        if self.training or tracing or x.device.type != "cpu":
+            return blocks(x).mean(dim=(2, 3))
+        return torch.cat([blocks(chunk).mean(dim=(2, 3)) for chunk in x.split(self.cpu_chunk)])
+
+    def _folded_blocks(self) -> nn.Module:
+        """The blocks without batch norms, made anew when a weight has changed or moved."""
+        tensors = [*self.blocks.parameters(), *self.blocks.buffers()]
+        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        if state != self._folded_from:
+            # Channels last: what is left then takes less time still, without batch norms alone.
+            folded = fold_batch_norms(self.blocks).to(memory_format=torch.channels_last)
+            self._folded, self._folded_from = [folded.requires_grad_(False)], state
+        return self._folded[0]
 
     @property
     def output_shape(self) -> ShapeSpec:
         """Shape of one RoI's feature vector, as detectron2's box heads give it."""
         return ShapeSpec(channels=self.output_channels)
+
+
+def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)`, of which only `x` is kept for the backward pass."""
+    return checkpoint(
+        block,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing here is random
+        context_fn=lambda: (nullcontext(), _running_statistics_kept(block)),
+    )
+
+
+@contextmanager
+def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Batch norms in training mode do not count what passes through them.
+
+    Computed again for the backward pass, a batch would otherwise count twice.
+    """
+    norms = [m for m in block.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, counter) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter

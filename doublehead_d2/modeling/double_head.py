@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import NaiveSyncBatchNorm, ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
@@ -52,6 +53,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         legacy_boxes: bool = False,
         lazy_reg_head: bool = True,
         score_floor: float = 0.0,
+        train_reg_head_on: str = "all",
         **kwargs: Any,
     ) -> None:
         """
@@ -67,6 +69,8 @@ class DoubleHeadROIHeads(StandardROIHeads):
             lazy_reg_head: in inference, run the regression head on no RoI that cannot be detected.
             score_floor: in inference with fused scores, leave out RoIs whose probabilities by the
                 classification head are all below.
+            train_reg_head_on: sampled RoIs that the regression head is shown in training, one of
+                `config.TRAIN_REG_HEAD_ON`.
             kwargs: as `StandardROIHeads`; `box_head` is the head focused on classification.
         """
         super().__init__(box_predictor=box_predictor, **kwargs)
@@ -79,6 +83,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         self.legacy_boxes = legacy_boxes
         self.lazy_reg_head = lazy_reg_head
         self.score_floor = score_floor
+        self.train_reg_head_on = train_reg_head_on
         # Ways to score the model, set by `score_modes` for an evaluation: name to
         # (score fusion, box source). Detections then carry the index of their mode.
         self.modes: dict[str, tuple[str, str]] = {}
@@ -96,6 +101,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         ret["legacy_boxes"] = node.LEGACY_BOXES
         ret["lazy_reg_head"] = node.LAZY_REG_HEAD
         ret["score_floor"] = node.SCORE_FLOOR
+        ret["train_reg_head_on"] = node.TRAIN_REG_HEAD_ON
         return ret
 
     @classmethod
@@ -121,19 +127,30 @@ class DoubleHeadROIHeads(StandardROIHeads):
         refuse_foreign_keys([*state_dict, *unexpected_keys])
         super()._load_from_state_dict(state_dict, *args)
 
-    def predict(self, features: dict[str, Tensor], boxes: list[Boxes]) -> DoubleHeadPredictions:
+    def predict(
+        self,
+        features: dict[str, Tensor],
+        boxes: list[Boxes],
+        reg_head_on: list[Tensor] | None = None,
+    ) -> DoubleHeadPredictions:
         """Run both heads on the given boxes.
 
         Args:
             features: the backbone's feature maps by name, each N x C x H x W.
             boxes: N elements, Ri boxes each.
+            reg_head_on: N masks of Ri, the boxes that the regression head is shown (all). The
+                others get zeros for its scores and deltas.
 
         Returns:
             predictions of both heads for the R boxes, image after image.
         """
         maps = self._box_maps(features)
         cls_head, cls_pooled = self._predict_cls_head(maps, boxes)
-        return DoubleHeadPredictions(cls_head, self._predict_reg_head(maps, boxes, cls_pooled))
+        reg_head = self._predict_reg_head(maps, boxes, cls_pooled, reg_head_on)
+        if reg_head_on is not None:
+            rows = torch.cat(reg_head_on).nonzero().squeeze(1)
+            reg_head = HeadPredictions(*(_put_rows(x, rows, len(cls_pooled)) for x in reg_head))
+        return DoubleHeadPredictions(cls_head, reg_head)
 
     def detect(
         self, features: dict[str, Tensor], proposals: list[Instances]
@@ -153,8 +170,8 @@ class DoubleHeadROIHeads(StandardROIHeads):
         Returns:
             as :meth:`inference`; indices are those of the given proposals.
         """
-        maps = self._box_maps(features)
-        cls_head, cls_pooled = self._predict_cls_head(maps, [x.proposal_boxes for x in proposals])
+        maps, boxes = self._box_maps(features), [x.proposal_boxes for x in proposals]
+        cls_head, cls_pooled = self._predict_cls_head(maps, boxes)
         best = [
             p[:, :-1].amax(dim=1) for p in self.box_predictor.predict_probs(cls_head, proposals)
         ]
@@ -163,12 +180,11 @@ class DoubleHeadROIHeads(StandardROIHeads):
         else:
             survivors = [b >= self.score_floor for b in best]
         rows = torch.cat(survivors)
-        proposals = [x[mask] for x, mask in zip(proposals, survivors, strict=True)]
-        boxes = [x.proposal_boxes for x in proposals]
         predictions = DoubleHeadPredictions(
             cls_head=HeadPredictions(cls_head.scores[rows], cls_head.deltas[rows]),
-            reg_head=self._predict_reg_head(maps, boxes, cls_pooled[rows]),
+            reg_head=self._predict_reg_head(maps, boxes, cls_pooled, survivors),
         )
+        proposals = [x[mask] for x, mask in zip(proposals, survivors, strict=True)]
         detections, kept = self.inference(predictions, proposals)
         indices = [mask.nonzero().squeeze(1) for mask in survivors]
         return detections, [i[k] for i, k in zip(indices, kept, strict=True)]
@@ -186,11 +202,21 @@ class DoubleHeadROIHeads(StandardROIHeads):
         return self.box_predictor(self.box_head(pooled)), pooled
 
     def _predict_reg_head(
-        self, maps: list[Tensor], boxes: list[Boxes], cls_pooled: Tensor
+        self,
+        maps: list[Tensor],
+        boxes: list[Boxes],
+        cls_pooled: Tensor,
+        masks: list[Tensor] | None = None,
     ) -> HeadPredictions:
-        """Predictions of the regression head, from the same RoI features if the scales agree."""
-        pooled = cls_pooled
-        if self.reg_roi_scale != self.cls_roi_scale:
+        """Predictions of the regression head for the boxes in the masks, or for all.
+
+        From the classification head's RoI features if the scales agree.
+        """
+        if self.reg_roi_scale == self.cls_roi_scale:
+            pooled = cls_pooled if masks is None else cls_pooled[torch.cat(masks)]
+        else:
+            if masks is not None:
+                boxes = [x[mask] for x, mask in zip(boxes, masks, strict=True)]
             pooled = self._pool(maps, boxes, self.reg_roi_scale)
         return self.reg_predictor(self.reg_head(pooled))
 
@@ -206,12 +232,14 @@ class DoubleHeadROIHeads(StandardROIHeads):
         exact = self.lazy_reg_head and self.score_fusion == "cls_head"
         if not self.training and not self.modes and (exact or self.score_floor > 0):
             return self.detect(features, proposals)[0]
-        predictions = self.predict(features, [x.proposal_boxes for x in proposals])
+        boxes = [x.proposal_boxes for x in proposals]
         if not self.training:
+            predictions = self.predict(features, boxes)
             if self.modes:
                 return self._inference_in_modes(predictions, proposals)
             return self.inference(predictions, proposals)[0]
 
+        predictions = self.predict(features, boxes, self._learned_by_reg_head(proposals))
         losses = self.losses(predictions, proposals)
         # The mask and keypoint heads see the boxes that inference will give them.
         # Losses come first, because the proposals are changed in place.
@@ -222,6 +250,22 @@ class DoubleHeadROIHeads(StandardROIHeads):
             for proposals_per_image, boxes_per_image in zip(proposals, pred_boxes, strict=True):
                 proposals_per_image.proposal_boxes = Boxes(boxes_per_image)
         return losses
+
+    def _learned_by_reg_head(self, proposals: list[Instances]) -> list[Tensor] | None:
+        """Masks of the sampled RoIs that the regression head is shown in training; None: all."""
+        if self.train_reg_head_on == "all":
+            return None
+        masks = select_foreground_proposals(proposals, self.num_classes)[1]
+        # A synchronised batch norm waits for all processes and takes no empty batch. The RoI that
+        # stands in, of the first image that has any, has no loss.
+        synchronised = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+        waits = any(isinstance(module, synchronised) for module in self.reg_head.modules())
+        if waits and not torch.cat(masks).any():
+            for mask in masks:
+                if len(mask):
+                    mask[0] = True
+                    break
+        return masks
 
     def _forward_mask(
         self, features: dict[str, Tensor], instances: list[Instances]
@@ -325,6 +369,11 @@ class DoubleHeadROIHeads(StandardROIHeads):
         if box_source == "cls_head":
             return self.box_predictor, predictions.cls_head
         return self.reg_predictor, predictions.reg_head
+
+
+def _put_rows(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """A tensor of `count` rows: `values` in the given ones, zeros in the others."""
+    return values.new_zeros(count, values.shape[1]).index_copy(0, rows, values)
 
 
 def _in_float32(features: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
