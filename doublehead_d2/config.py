@@ -70,7 +70,8 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # nnSyncBN need GPUs; naiveSyncBN stops where a process has no RoI, naiveSyncBN_N does not.
     node.CONV_HEAD.NORM = "BN"
     # In inference, fold batch norms into the convolutions before them: the same up to rounding, in
-    # less time (dev/benchmarks). A second copy of the weights is kept.
+    # less time (dev/benchmarks). A second copy of the weights is kept; code that writes to
+    # `parameter.data` between two images must call the model's eval() then.
     node.CONV_HEAD.FOLD_BN = False
     # In training, keep only the blocks' inputs for the backward pass and compute the rest again:
     # the same gradients for less memory and more time

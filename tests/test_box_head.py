@@ -157,8 +157,13 @@ def test_folded_weights_follow_every_change(mode: type) -> None:
     check()
     torch.optim.SGD(head.parameters(), lr=0.1).step()
     check()
-    head = copy.deepcopy(head)
+    with torch.no_grad():
+        head.blocks[0].conv1.norm.bias.add_(1)
+    check()
     head.blocks[0].conv1.norm.bias.data.add_(1)
+    head.eval()
+    check()
+    copy.deepcopy(head).blocks[0].conv1.norm.bias.data.add_(1)
     check()
     assert head._folded[0] is not first
 

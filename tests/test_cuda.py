@@ -8,6 +8,13 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
 from builders import EXT, random_boxes, random_features, sampled_proposals, small_heads
+from doublehead_d2.analysis.benchmark import (
+    Setting,
+    build_variant,
+    prepare,
+    random_inputs,
+    time_inference,
+)
 from doublehead_d2.engine.amp import AMPTrainer
 
 pytestmark = [
@@ -57,3 +64,38 @@ def test_mixed_precision_trains_and_detects(dtype: torch.dtype) -> None:
     with torch.no_grad(), torch.autocast("cuda", dtype=dtype):
         detections = heads.eval()._forward_box(to_cuda(random_features(1)), proposals)
     assert detections[0].pred_boxes.tensor.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_folded_head_gives_the_same() -> None:
+    heads, boxes = small_heads(*EXT).cuda().eval(), [random_boxes(20).to("cuda")]
+    features = to_cuda(random_features(1))
+    expected = heads.predict(features, boxes).reg_head
+    heads.reg_head.fold_bn = True
+    for value, wanted in zip(heads.predict(features, boxes).reg_head, expected, strict=True):
+        torch.testing.assert_close(value, wanted, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_checkpoints_and_foreground_train(dtype: torch.dtype) -> None:
+    node = "MODEL.ROI_DOUBLE_HEAD"
+    opts = [f"{node}.TRAIN_REG_HEAD_ON", "foreground", f"{node}.CONV_HEAD.USE_ACT_CHECKPOINT", True]
+    losses = []
+    for changes in ([], opts):
+        heads = small_heads(f"{node}.CONV_HEAD.NORM", "FrozenBN", *changes).cuda().train()
+        proposals = [x.to("cuda") for x in sampled_proposals()]
+        with EventStorage(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            losses.append(heads._forward_box(to_cuda(random_features(2)), proposals))
+        sum(losses[-1].values()).backward()
+        assert all(p.grad.isfinite().all() for p in heads.parameters())
+    torch.testing.assert_close(losses[1], losses[0], atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+def test_benchmark_measures_time_and_memory(precision: torch.dtype) -> None:
+    setting = Setting(image_size=(128, 160), num_proposals=100)
+    model, inputs = build_variant("double_head", "cuda"), random_inputs(setting)
+    prepare(model, inputs, setting)
+    results = time_inference({"m": model}, [inputs], repetitions=2, precision=precision)["m"]
+    weights = sum(p.nbytes for p in model.parameters()) / 2**20
+    assert results["seconds"] > 0 and results["peak_mib"] > weights

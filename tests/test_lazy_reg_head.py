@@ -1,15 +1,33 @@
 """The regression head sees no more RoIs than can be detected, and the detections stay the same."""
 
+import collections
+import random
+
 import pytest
 import torch
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.structures import Instances
 from torch import Tensor
 
-from builders import EXT, IMAGE_SIZE, image_list, random_boxes, random_features, small_heads
+from builders import (
+    EXT,
+    IMAGE_SIZE,
+    image_list,
+    random_boxes,
+    random_features,
+    small_cfg,
+    small_heads,
+)
 from doublehead_d2.modeling import DoubleHeadROIHeads
 
 NODE = "MODEL.ROI_DOUBLE_HEAD"
 THRESHOLD = "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
+NUM_MODELS = 300
+BLOCKS = [
+    ["residual"],
+    ["residual", "bottleneck", "bottleneck"],
+    ["residual", "nonlocal", "bottleneck"],
+]
 VARIANTS = {
     "plain": [],
     "agnostic": ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True],
@@ -23,7 +41,10 @@ VARIANTS = {
 
 def diverse_heads(*opts: object, seed: int = 0) -> DoubleHeadROIHeads:
     """Heads whose class scores differ from RoI to RoI, as those of a trained model."""
-    heads = small_heads(*opts, seed=seed).eval()
+    return diversify(small_heads(*opts, seed=seed).eval(), seed)
+
+
+def diversify(heads: DoubleHeadROIHeads, seed: int = 0) -> DoubleHeadROIHeads:
     generator = torch.Generator().manual_seed(seed)
     for layers, spread in (
         (heads.box_predictor.cls_score, 2.0),
@@ -90,6 +111,38 @@ def test_lazy_detections_are_those_of_all_rois(variant: str, threshold: float) -
         assert seen[:2] == [sum(counts), survivors]
 
 
+@torch.no_grad()
+def test_lazy_detections_are_those_of_all_rois_in_random_models() -> None:
+    """Everything that changes what is scored, boxed or kept is drawn at random."""
+    choose = random.Random(0)
+    counted = collections.Counter()
+    for seed in range(NUM_MODELS):
+        threshold = choose.choice([0.0, 0.05, choose.random(), 0.999])
+        opts = [*choose.choice(list(VARIANTS.values())), THRESHOLD, threshold]
+        opts += ["MODEL.ROI_HEADS.NMS_THRESH_TEST", choose.choice([0.3, 0.5, 1.0])]
+        opts += ["MODEL.ROI_HEADS.NUM_CLASSES", choose.choice([1, 3, 20])]
+        opts += ["TEST.DETECTIONS_PER_IMAGE", choose.choice([5, 100])]
+        opts += [f"{NODE}.CONV_HEAD.NORM", choose.choice(["BN", "FrozenBN", "naiveSyncBN"])]
+        opts += [f"{NODE}.CONV_HEAD.FOLD_BN", choose.random() < 0.3]
+        opts += [f"{NODE}.CONV_HEAD.BLOCKS", choose.choice(BLOCKS)]
+        counts = tuple(
+            choose.choice([0, 1, choose.randrange(60)]) for _ in range(choose.choice([1, 2, 3]))
+        )
+        heads = diverse_heads(*opts, seed=seed)
+        features, proposals = random_features(len(counts), seed=seed), proposals_of(counts, seed)
+        seen = count_rois(heads)
+        theirs, ours = full(heads, features, proposals), heads.detect(features, proposals)
+        assert_same(ours, theirs)
+        for detections, kept, of_image in zip(*ours, proposals, strict=True):
+            assert len(kept) == len(detections) and (kept < len(of_image)).all()
+        counted.update(models=1, images=len(counts), rois=seen[0], shown=seen[1])
+        counted.update(detections=sum(map(len, ours[0])), without_survivor=seen[1] == 0 < seen[0])
+    print(dict(counted))
+    assert counted["models"] == NUM_MODELS and counted["without_survivor"] > NUM_MODELS / 20
+    assert 0.1 < counted["shown"] / counted["rois"] < 0.9
+    assert counted["detections"] > 10 * NUM_MODELS
+
+
 def test_thresholds_above_leave_some_rois_out() -> None:
     """The property above would hold, too, for a head that is shown everything."""
     heads = diverse_heads(THRESHOLD, 0.6)
@@ -130,6 +183,46 @@ def test_masks_are_of_the_same_detections() -> None:
         masks.append(result[0].pred_masks)
     assert len(masks[0]) > 0
     torch.testing.assert_close(*masks)
+
+
+def test_keypoints_are_of_the_same_detections() -> None:
+    opts = ["MODEL.KEYPOINT_ON", True, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [8], THRESHOLD, 0.3]
+    heads = diverse_heads(*opts, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 3)
+    keypoints: list[Tensor] = []
+    for lazy in (True, False):
+        heads.lazy_reg_head = lazy
+        seen = count_rois(heads)
+        with torch.no_grad():
+            result, _ = heads(image_list(1), random_features(1), proposals_of((30,), 0))
+        assert (seen[0] < 30) == lazy
+        keypoints.append(result[0].pred_keypoints)
+    assert keypoints[0].shape[1:] == (3, 3) and len(keypoints[0]) > 0
+    torch.testing.assert_close(*keypoints, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@torch.no_grad()
+def test_augmented_detections_are_the_same(masks: bool) -> None:
+    cfg = small_cfg(THRESHOLD, 0.1, "TEST.AUG.MIN_SIZES", [64, 96], "MODEL.MASK_ON", masks)
+    cfg.merge_from_list(["MODEL.ROI_MASK_HEAD.CONV_DIM", 8, "MODEL.RPN.POST_NMS_TOPK_TEST", 50])
+    cfg.MODEL.PIXEL_STD = [60.0, 60.0, 60.0]  # without trained statistics boxes would overflow
+    torch.manual_seed(2)
+    model = build_model(cfg).eval()
+    diversify(model.roi_heads)
+    image = torch.randint(0, 256, (3, 80, 64), generator=torch.Generator().manual_seed(0))
+    results, seen = [], []
+    model.roi_heads.reg_head.register_forward_pre_hook(lambda module, x: seen.append(len(x[0])))
+    for lazy in (True, False):
+        model.roi_heads.lazy_reg_head = lazy
+        with_tta = GeneralizedRCNNWithTTA(cfg, model)
+        (output,) = with_tta([{"image": image.byte(), "height": 80, "width": 64}])
+        results.append(output["instances"])
+    assert len(seen) % 2 == 0 and sum(seen[: len(seen) // 2]) < sum(seen[len(seen) // 2 :])
+    ours, theirs = results
+    assert_same(([ours], []), ([theirs], []))
+    assert len(ours) > 0
+    if masks:
+        torch.testing.assert_close(ours.pred_masks, theirs.pred_masks)
 
 
 @pytest.mark.parametrize("fusion", ["complementary", "average", "max"])

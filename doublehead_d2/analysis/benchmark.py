@@ -1,51 +1,83 @@
-"""Seconds and memory of detectors side by side, in one process.
+"""Seconds, memory and operations of detectors side by side, in one process.
 
-Models have random weights, whose RPN and classifier say little; what costs time in a trained model
-is set instead: the number of proposals, and the share of them with a class above the test
-threshold (the survivors), by moving that threshold.
+Models with random weights, whose RPN and classifier say little, are set up to cost what a trained
+model costs: the number of proposals is given, and the share of them with a class above the test
+threshold (the survivors), by moving that threshold. A trained Double-Head-Ext is measured as it is.
 """
 
+import json
+import os
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from doublehead_d2 import model_zoo
+from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.modeling import DoubleHeadConvHead, DoubleHeadROIHeads
 
 BASELINE = "faster_rcnn"
-_LAZY = "MODEL.ROI_DOUBLE_HEAD.LAZY_REG_HEAD"
+_NODE = "MODEL.ROI_DOUBLE_HEAD"
 
 
 class Variant(NamedTuple):
     """A detector to measure."""
 
     config: str  # name in the zoo
-    chunks: bool = True  # whether the conv-head works in chunks on a CPU
     opts: tuple = ()  # config changes, KEY, VALUE, ...
+    tasks: tuple[str, ...] = ("inference",)
+    chunks: bool = True  # whether the conv-head works in chunks on a CPU
 
 
 _FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_paper_1x.yaml"
 _DOUBLE = "COCO-Detection/double_head_rcnn_R_50_FPN_paper_1x.yaml"
 _EXT = "COCO-Detection/double_head_ext_rcnn_R_50_FPN_paper_1x.yaml"
 _MMDET = "Imported/mmdet_double_head_rcnn_R_50_FPN_1x.yaml"
+_ALL_ROIS = (f"{_NODE}.LAZY_REG_HEAD", False)
+_FOREGROUND = (f"{_NODE}.TRAIN_REG_HEAD_ON", "foreground")
+_CHECKPOINTS = (f"{_NODE}.CONV_HEAD.USE_ACT_CHECKPOINT", True)
+_FOLDED = (f"{_NODE}.CONV_HEAD.FOLD_BN", True)
+_FLOOR = (f"{_NODE}.SCORE_FLOOR", 0.05)
+_BOTH = ("inference", "training")
 # "_plain": every RoI through the whole conv-head at once, as in the two published implementations
 VARIANTS = {
-    BASELINE: Variant(_FASTER),
-    "double_head_plain": Variant(_DOUBLE, chunks=False, opts=(_LAZY, False)),
-    "double_head": Variant(_DOUBLE),
-    "mmdet_layout_plain": Variant(_MMDET, chunks=False, opts=(_LAZY, False)),
+    BASELINE: Variant(_FASTER, tasks=_BOTH),
+    "double_head_plain": Variant(_DOUBLE, _ALL_ROIS, chunks=False),
+    "double_head": Variant(_DOUBLE, tasks=_BOTH),
+    "mmdet_layout_plain": Variant(_MMDET, _ALL_ROIS, chunks=False),
     "mmdet_layout": Variant(_MMDET),
     "ext_plain": Variant(_EXT, chunks=False),
-    "ext": Variant(_EXT),
-    "ext_floor": Variant(_EXT, opts=("MODEL.ROI_DOUBLE_HEAD.SCORE_FLOOR", 0.05)),
+    "ext": Variant(_EXT, tasks=_BOTH),
+    "ext_folded": Variant(_EXT, _FOLDED),
+    "ext_floor": Variant(_EXT, _FLOOR),
+    "double_head_foreground": Variant(_DOUBLE, _FOREGROUND, ("training",)),
+    "double_head_checkpoints": Variant(_DOUBLE, _CHECKPOINTS, ("training",)),
+    "double_head_both": Variant(_DOUBLE, _FOREGROUND + _CHECKPOINTS, ("training",)),
+    "ext_checkpoints": Variant(_EXT, _CHECKPOINTS, ("training",)),
+}
+# The detectors that are in a trained Double-Head-Ext: its fc-head alone, its fc-head's scores with
+# its conv-head's boxes, and the whole
+_UNFUSED = (f"{_NODE}.SCORE_FUSION", "cls_head")
+TRAINED_VARIANTS: dict[str, tuple] = {
+    BASELINE: ("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
+    "double_head_plain": (*_UNFUSED, *_ALL_ROIS),
+    "double_head": _UNFUSED,
+    "ext_plain": (),
+    "ext": (),
+    "ext_folded": _FOLDED,
+    "ext_floor": _FLOOR,
 }
 
 
@@ -67,19 +99,49 @@ def build_variant(name: str, device: str, opts: Sequence[object] = ()) -> Genera
         opts: further config changes.
     """
     variant = VARIANTS[name]
-    cfg = model_zoo.get_config(variant.config)
+    cfg = model_zoo.read_config(model_zoo.get_config_file(variant.config))
     cfg.merge_from_list([*variant.opts, *opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", device])
     # Random layers have no trained statistics: inputs of size 1, and below residual blocks that add
     # little, keep activations from growing until boxes overflow.
     cfg.MODEL.PIXEL_STD = [60.0, 60.0, 60.0]
     torch.manual_seed(0)
-    model = build_model(cfg).eval()
-    for module in model.modules():
-        if isinstance(module, DoubleHeadConvHead) and not variant.chunks:
-            module.cpu_chunk = 1 << 30
+    model = _build(cfg, variant.chunks)
     for module in model.backbone.modules():
         if isinstance(module, BottleneckBlock):
             module.conv3.norm.weight.fill_(0.2)
+    return model
+
+
+def build_trained(name: str, cfg: CfgNode) -> GeneralizedRCNN:
+    """A model of `TRAINED_VARIANTS` with the weights of a trained Double-Head-Ext.
+
+    Args:
+        name: key of `TRAINED_VARIANTS`.
+        cfg: of the trained model, its weights in MODEL.WEIGHTS.
+
+    Raises:
+        ValueError: the model has no weights, or does not fuse the scores of two heads that both
+            learned both tasks.
+    """
+    node = cfg.MODEL.ROI_DOUBLE_HEAD
+    fused = cfg.MODEL.ROI_HEADS.NAME == "DoubleHeadROIHeads" and node.CLS_HEAD.LAMBDA < 1
+    if not (fused and node.SCORE_FUSION not in ("cls_head", "reg_head") and cfg.MODEL.WEIGHTS):
+        raise ValueError(
+            f"MODEL.WEIGHTS is '{cfg.MODEL.WEIGHTS}', {_NODE}.SCORE_FUSION '{node.SCORE_FUSION}'; "
+            "allowed: the weights of a trained Double-Head-Ext, from which the others are taken"
+        )
+    cfg = cfg.clone()
+    cfg.merge_from_list(list(TRAINED_VARIANTS[name]))
+    model = _build(cfg, VARIANTS[name].chunks)
+    DoubleHeadCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def _build(cfg: CfgNode, chunks: bool) -> GeneralizedRCNN:
+    model = build_model(cfg).eval()
+    for module in model.modules():
+        if isinstance(module, DoubleHeadConvHead) and not chunks:
+            module.cpu_chunk = 1 << 30
     return model
 
 
@@ -146,83 +208,160 @@ def prepare(model: GeneralizedRCNN, inputs: list[dict], setting: Setting) -> Non
 
 def time_inference(
     models: Mapping[str, GeneralizedRCNN],
-    inputs: list[dict],
+    batches: Sequence[list[dict]],
     *,
     repetitions: int,
     warmup: int = 1,
+    precision: torch.dtype = torch.float32,
 ) -> dict[str, dict[str, float]]:
     """Median seconds of a forward pass of each model, all of them in turn.
 
     Args:
         models: prepared, in evaluation mode, on one device.
-        inputs: a batch.
+        batches: inputs, a batch a round, again from the first after the last.
         repetitions: timed rounds.
         warmup: rounds before.
+        precision: that autocast computes in; float32 is no autocast.
 
     Returns:
         by model: "seconds" (median), "spread" (of the middle half of the rounds), "images_per_s",
-        "reg_head_rois" (RoIs of the batch that reached the regression head, or 0) and, on a GPU,
-        "peak_mib".
+        and for the first batch, counted in runs of their own: "gmacs" (multiply-adds of
+        convolutions, fully connected layers and matrix products, in 10^9), "peak_mib" (the model
+        and the most memory that its tensors took at a time) and "reg_head_rois" (RoIs that reached
+        the regression head, or 0).
     """
 
-    def forward(name: str) -> None:
+    def forward(name: str, inputs: list[dict]) -> None:
         with torch.no_grad():
             models[name].inference(inputs)
 
-    return _time(models, forward, len(inputs), repetitions, warmup)
+    return _time(models, forward, batches, repetitions, warmup, precision)
 
 
 def time_training(
     models: Mapping[str, GeneralizedRCNN],
-    inputs: list[dict],
+    batches: Sequence[list[dict]],
     *,
     repetitions: int,
     warmup: int = 1,
+    precision: torch.dtype = torch.float32,
 ) -> dict[str, dict[str, float]]:
     """Median seconds of a forward and a backward pass; as :func:`time_inference`."""
 
-    def step(name: str) -> None:
+    def step(name: str, inputs: list[dict]) -> None:
         model = models[name].train()
         with EventStorage():
-            sum(model(inputs).values()).backward()
+            losses = sum(model(inputs).values())
+        with torch.autocast(model.device.type, enabled=False):
+            losses.backward()
         model.zero_grad(set_to_none=True)
         model.eval()
 
-    return _time(models, step, len(inputs), repetitions, warmup)
+    return _time(models, step, batches, repetitions, warmup, precision)
 
 
 def _time(
     models: Mapping[str, GeneralizedRCNN],
-    run: Any,
-    num_images: int,
+    run: Callable[[str, list[dict]], None],
+    batches: Sequence[list[dict]],
     repetitions: int,
     warmup: int,
+    precision: torch.dtype,
 ) -> dict[str, dict[str, float]]:
     device = next(iter(models.values())).device
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    results: dict[str, dict[str, float]] = {name: {} for name in models}
     for repetition in range(warmup + repetitions):
-        for name, model in models.items():
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            with _counting_rois(model) as rois:
-                start = time_when_done(device)
-                run(name)
-                elapsed = time_when_done(device) - start
+        inputs = batches[max(repetition - warmup, 0) % len(batches)]
+        for name in models:
+            start = time_when_done(device)
+            with autocast():
+                run(name, inputs)
+            elapsed = time_when_done(device) - start
             if repetition >= warmup:
                 seconds[name].append(elapsed)
-            results[name]["reg_head_rois"] = sum(rois)
-            if device.type == "cuda":
-                results[name]["peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+    results = {}
     for name, values in seconds.items():
         median = statistics.median(values)
         quarters = statistics.quantiles(values, n=4) if len(values) > 1 else [median] * 3
-        results[name] |= {
+        times = {
             "seconds": median,
             "spread": quarters[2] - quarters[0],
-            "images_per_s": num_images / median,
+            "images_per_s": len(batches[0]) / median,
         }
+        with autocast():
+            results[name] = times | _count(models[name], partial(run, name, batches[0]))
     return results
+
+
+def _count(model: GeneralizedRCNN, run: Callable[[], None]) -> dict[str, float]:
+    """What a run takes whatever the machine's speed."""
+    tensors = [*model.parameters(), *model.buffers()]
+    with FlopCounterMode(display=False) as counter, _counting_rois(model) as rois:
+        run()
+    # In a run of its own: the counter keeps what activation checkpoints would free.
+    with _recording_peak(model.device) as peak:
+        run()
+    return {
+        "gmacs": counter.get_total_flops() / 2e9,
+        "peak_mib": (sum(tensor.nbytes for tensor in tensors) + peak[0]) / 2**20,
+        "reg_head_rois": sum(rois),
+    }
+
+
+@contextmanager
+def _recording_peak(device: torch.device) -> Iterator[list[int]]:
+    """Filled with the most bytes that tensors took at a time, beyond those before."""
+    peak: list[int] = []
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.append(torch.cuda.max_memory_allocated(device) - before)
+        return
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield peak
+    # The only public place where torch gives allocations one by one
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "trace.json")
+        profiler.export_chrome_trace(path)
+        with open(path) as f:
+            events = json.load(f)["traceEvents"]
+    events = [e for e in events if e.get("name") == "[memory]"]
+    events = [e["args"] for e in sorted(events, key=lambda e: e["ts"])]
+    peak.append(_most_bytes((e["Addr"], e["Bytes"]) for e in events))
+
+
+def _most_bytes(events: Iterable[tuple[int, int]]) -> int:
+    """The most bytes held at a time, from (address, bytes; negative where freed) in order.
+
+    What was allocated before and is freed meanwhile does not count.
+    """
+    held: dict[int, int] = {}
+    total = most = 0
+    for address, size in events:
+        if size > 0:
+            held[address] = size
+            total += size
+            most = max(most, total)
+        else:
+            total -= held.pop(address, 0)
+    return most
+
+
+def profile_inference(model: GeneralizedRCNN, inputs: list[dict], num_rows: int = 12) -> str:
+    """A table of the operators that a forward pass spends its time in, the dearest first."""
+    activities = [ProfilerActivity.CPU]
+    if model.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with torch.no_grad(), profile(activities=activities) as profiler:
+        model.inference(inputs)
+    return profiler.key_averages().table(
+        sort_by=f"self_{model.device.type}_time_total", row_limit=num_rows
+    )
 
 
 def time_when_done(device: torch.device) -> float:

@@ -11,8 +11,8 @@ def keep_freed_memory() -> bool:
     """Keep up to 2 GiB of freed memory in this process for the tensors to come.
 
     glibc gives large blocks back to the system at once, and asks for new ones with the next tensor,
-    whose pages are then zeroed and mapped anew. On a CPU that takes up to half the time of a box
-    head (dev/benchmarks/memory_cpu.json).
+    whose pages are then zeroed and mapped anew. On a CPU that takes a third of a detector's time
+    (dev/benchmarks/inference_cpu.json against inference_cpu_released_memory.json).
 
     It is the process that is changed, for good; so this is for programs, not for libraries.
 

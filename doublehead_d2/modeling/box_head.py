@@ -73,7 +73,7 @@ class DoubleHeadConvHead(nn.Module):
                 layers.append(NonLocalBlock(dim, nonlocal_dim, nonlocal_groups, norm=norm))
         self.blocks = nn.Sequential(*layers)
         # The folded blocks, and what they were made from; in a list, so that they are no submodule.
-        self._folded: list[nn.Module] = []
+        self._folded: list[nn.Sequential] = []
         self._folded_from: list[tuple[int, int]] = []
 
     @classmethod
@@ -109,14 +109,23 @@ class DoubleHeadConvHead(nn.Module):
             return blocks(x).mean(dim=(2, 3))
         return torch.cat([blocks(chunk).mean(dim=(2, 3)) for chunk in x.split(self.cpu_chunk)])
 
-    def _folded_blocks(self) -> nn.Module:
-        """The blocks without batch norms, made anew when a weight has changed or moved."""
+    def train(self, mode: bool = True) -> "DoubleHeadConvHead":
+        """As `nn.Module`; folded batch norms are folded anew after it."""
+        self._folded, self._folded_from = [], []
+        return super().train(mode)
+
+    def _folded_blocks(self) -> nn.Sequential:
+        """The blocks without batch norms, made anew when a weight has changed or moved.
+
+        A change of `weight.data` is seen by nothing but the next `eval()`.
+        """
         tensors = [*self.blocks.parameters(), *self.blocks.buffers()]
         state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         if state != self._folded_from:
-            # Channels last: what is left then takes less time still, without batch norms alone.
-            folded = fold_batch_norms(self.blocks).to(memory_format=torch.channels_last)
-            self._folded, self._folded_from = [folded.requires_grad_(False)], state
+            folded = fold_batch_norms(self.blocks).requires_grad_(False)
+            # What is left takes less time with channels last (dev/benchmarks/conv_head_cpu.json).
+            self._folded = [folded.to(memory_format=torch.channels_last)]
+            self._folded_from = state
         return self._folded[0]
 
     @property

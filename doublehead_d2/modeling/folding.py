@@ -1,14 +1,17 @@
 """Batch norms folded into the convolutions before them, for inference."""
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+M = TypeVar("M", bound=nn.Module)
+_FOLDED = (nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm, FrozenBatchNorm2d)
 
-def fold_batch_norms(module: nn.Module) -> nn.Module:
+
+def fold_batch_norms(module: M) -> M:
     """A copy of `module` that computes the same in evaluation mode, up to rounding, in less time.
 
     With a batch norm's running mean μ and variance v, scale γ and shift β, the convolution
@@ -20,18 +23,12 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
     """
     module = copy.deepcopy(module)
     for conv in module.modules():
-        if not isinstance(conv, Conv2d):
+        norm: Any = getattr(conv, "norm", None)
+        if not isinstance(conv, Conv2d) or type(norm) not in _FOLDED:
             continue
-        norm: Any = conv.norm
-        if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)):
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight,
-                conv.bias,
-                norm.running_mean,
-                norm.running_var,
-                norm.eps,
-                norm.weight,
-                norm.bias,
-            )
-            conv.norm = None
+        statistics = (norm.running_mean, norm.running_var, norm.eps)
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, *statistics, norm.weight, norm.bias
+        )
+        conv.norm = None
     return module

@@ -1,34 +1,47 @@
-"""Double-Head detectors against detectron2's Faster R-CNN R50-FPN: seconds, memory, RoIs.
+"""Double-Head detectors against detectron2's Faster R-CNN R50-FPN: seconds, memory, operations.
 
     python -m doublehead_d2.tools.benchmark --json output/benchmark.json
+    python -m doublehead_d2.tools.benchmark --trained output/demo/config.yaml
 
-Everything runs in one process, the models in turn, with random weights on images of noise; medians.
-On another machine, or while other programs run, compare the ratios, not the seconds.
+Everything runs in one process, the models in turn; medians. Without --trained the weights are
+random and the images noise. On another machine, or while other programs run, compare the ratios,
+not the seconds.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from tabulate import tabulate
 
+from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.benchmark import (
     BASELINE,
+    TRAINED_VARIANTS,
     VARIANTS,
     Setting,
+    build_trained,
     build_variant,
     prepare,
+    profile_inference,
     random_inputs,
     time_inference,
     time_training,
 )
 from doublehead_d2.analysis.plots import plot_scaling
 from doublehead_d2.checkpoint.files import whole_file
+from doublehead_d2.data import check_datasets
+from doublehead_d2.engine import Trainer
+from doublehead_d2.engine.memory import keep_freed_memory
 from doublehead_d2.engine.study import machine
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+NUM_TRAINED_IMAGES = 20  # of a trained model's data, measured in turn
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -47,6 +60,15 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--survivors", type=float, nargs="+", default=[0.15],
                         help="shares of the proposals above the threshold (0.15)")  # fmt: skip
     parser.add_argument("--train", action="store_true", help="training at 2 images, too")
+    parser.add_argument("--trained", metavar="CONFIG", help="measure the detectors in this trained "
+                        "Double-Head-Ext on images of its DATASETS.TEST")  # fmt: skip
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32",
+                        help="that autocast computes in (float32, no autocast)")  # fmt: skip
+    parser.add_argument("--profile", action="store_true",
+                        help="print the operators that each model spends its time in")  # fmt: skip
+    parser.add_argument("--release-memory", action="store_true",
+                        help="leave the C library as it is, as in a process that is not one of "
+                        "this project's tools, instead of keeping freed memory")  # fmt: skip
     parser.add_argument("--repetitions", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--json", metavar="FILE", help="write the results to this file")
     parser.add_argument("--plot", metavar="FILE", help="draw curves over several --proposals or "
@@ -61,20 +83,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit code."""
     args = argument_parser().parse_args(argv)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # Printed by torch's profiler, of no use here
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    content: dict[str, Any] = {**machine(device), "threads": torch.get_num_threads()}
+    if device == "cpu":
+        content["keeps_freed_memory"] = not args.release_memory and keep_freed_memory()
+    content |= {"precision": args.precision, "repetitions": args.repetitions, "runs": []}
     try:
         _check(args)
-        runs = _measure(args, device)
+        for run in _measure_trained(args, device) if args.trained else _measure(args, device):
+            content["runs"].append(run)
+            if args.json:  # each at once: a long benchmark may be stopped
+                with whole_file(args.json) as path, open(path, "w") as f:
+                    json.dump(content, f, indent=1)
+                    f.write("\n")
     except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
         print(error, file=sys.stderr)
         return 1
-    content = {**machine(device), "threads": torch.get_num_threads(), "runs": runs}
-    print(f"{content['hardware']}, {content['threads']} threads; {content['versions']}")
-    if args.json:
-        with whole_file(args.json) as path, open(path, "w") as f:
-            json.dump(content, f, indent=1)
-            f.write("\n")
+    print(f"\n{content['hardware']}, {content['threads']} threads; {content['versions']}")
     if args.plot:
-        plot_scaling(runs, args.plot)
+        plot_scaling(content["runs"], args.plot)
     return 0
 
 
@@ -88,49 +116,88 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--survivors is {args.survivors}; allowed: 0 to 1")
     if args.plot and len(args.proposals) == len(args.survivors) == 1:
         raise ValueError("--plot draws curves; allowed: with several --proposals or --survivors")
+    if args.trained:
+        unknown = [name for name in args.models if name not in TRAINED_VARIANTS]
+        if args.plot or args.train or (unknown and args.models != list(VARIANTS)):
+            raise ValueError(
+                "--trained measures inference on the data of the model; allowed with it: --models "
+                f"of {' '.join(TRAINED_VARIANTS)}, not --train nor --plot"
+            )
     for path in filter(None, (args.json, args.plot)):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
 
 
-def _measure(args: argparse.Namespace, device: str) -> list[dict[str, Any]]:
+def _names(args: argparse.Namespace, task: str) -> list[str]:
+    """The models to measure in a task; the baseline first, always."""
+    names = [name for name in args.models if task in VARIANTS[name].tasks]
+    return list(dict.fromkeys([BASELINE, *names]))
+
+
+def _measure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
     """All settings one after the other; prints a table of each."""
-    names = list(dict.fromkeys([BASELINE, *args.models]))
-    models = {name: build_variant(name, device, args.opts) for name in names}
+    precision = getattr(torch, args.precision)
     size = tuple(args.image_size)
-    runs = []
-    for batch_size in args.batch_sizes:
-        for proposals in args.proposals:
-            for share in args.survivors:
-                setting = Setting(size, batch_size, proposals, share)
-                inputs = random_inputs(setting)
-                for model in models.values():
-                    prepare(model, inputs, setting)
-                results = time_inference(models, inputs, repetitions=args.repetitions)
-                runs.append(_report("inference", setting, results))
+    models = {name: build_variant(name, device, args.opts) for name in _names(args, "inference")}
+    for setting in itertools.starmap(
+        Setting, itertools.product([size], args.batch_sizes, args.proposals, args.survivors)
+    ):
+        inputs = random_inputs(setting)
+        for model in models.values():
+            prepare(model, inputs, setting)
+        results = time_inference(
+            models, [inputs], repetitions=args.repetitions, precision=precision
+        )
+        yield _report("inference", setting._asdict(), results)
+        if args.profile:
+            for name, model in models.items():
+                print(f"\n{name}\n{profile_inference(model, inputs)}", flush=True)
     if args.train:
+        models = {name: build_variant(name, device, args.opts) for name in _names(args, "training")}
         setting = Setting(size, batch_size=2)
-        classes = next(iter(models.values())).roi_heads.num_classes
-        inputs = random_inputs(setting, num_objects=20, num_classes=classes)
-        results = time_training(models, inputs, repetitions=args.repetitions)
-        runs.append(_report("training", setting, results))
-    return runs
+        classes = models[BASELINE].roi_heads.num_classes
+        # As many objects as RoIs of an image are foreground at most, a quarter of the sample: in
+        # a trained model proposals find so many; those of a random RPN find none.
+        inputs = random_inputs(setting, num_objects=128, num_classes=classes)
+        results = time_training(models, [inputs], repetitions=args.repetitions, precision=precision)
+        # Training samples its own RoIs.
+        yield _report("training", {"image_size": size, "batch_size": 2}, results)
 
 
-def _report(task: str, setting: Setting, results: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _measure_trained(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
+    """A trained model's detectors on its own data, at each batch size; prints a table of each."""
+    cfg = model_zoo.get_config(args.trained)
+    cfg.merge_from_list([*args.opts, "MODEL.DEVICE", device])
+    check_datasets(cfg.DATASETS.TEST)
+    names = [name for name in _names(args, "inference") if name in TRAINED_VARIANTS]
+    models = {name: build_trained(name, cfg) for name in names}
+    dataset = cfg.DATASETS.TEST[0]
+    loader = Trainer.build_test_loader(cfg, dataset)
+    images = [image for batch in itertools.islice(loader, NUM_TRAINED_IMAGES) for image in batch]
+    for size in args.batch_sizes:
+        if size > len(images):
+            raise ValueError(f"--batch-sizes is {size}; allowed: up to {len(images)} images")
+        batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
+        results = time_inference(
+            models,
+            batches,
+            repetitions=args.repetitions * len(batches),
+            precision=getattr(torch, args.precision),
+        )
+        yield _report("inference, trained", {"data": dataset, "batch_size": size}, results)
+
+
+def _report(
+    task: str, setting: dict[str, Any], results: dict[str, dict[str, float]]
+) -> dict[str, Any]:
     """Print the table of one setting; returns what is recorded of it."""
     baseline = results[BASELINE]
     for result in results.values():
         result["ratio"] = result["seconds"] / baseline["seconds"]
-        if "peak_mib" in result:
-            result["memory_ratio"] = result["peak_mib"] / baseline["peak_mib"]
-    columns = list(dict.fromkeys(key for result in results.values() for key in result))
-    rows = [[name, *(result.get(key) for key in columns)] for name, result in results.items()]
-    what = setting._asdict()
-    if task == "training":  # samples its own RoIs
-        what = {key: what[key] for key in ("image_size", "batch_size")}
-    print(f"{task}, " + ", ".join(f"{key} {value}" for key, value in what.items()))
-    print(tabulate(rows, headers=["model", *columns], floatfmt=".3g"), end="\n\n", flush=True)
-    return {"task": task, **what, "results": results}
+        result["memory_ratio"] = result["peak_mib"] / baseline["peak_mib"]
+    rows = [[name, *result.values()] for name, result in results.items()]
+    print("\n" + ", ".join([task, *(f"{key} {value}" for key, value in setting.items())]))
+    print(tabulate(rows, headers=["model", *baseline], floatfmt=".4g"), flush=True)
+    return {"task": task, **setting, "results": results}
 
 
 if __name__ == "__main__":

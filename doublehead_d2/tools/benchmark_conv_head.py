@@ -1,0 +1,72 @@
+"""Ways to run the conv-head in inference: seconds, and how much the output changes.
+
+    python -m doublehead_d2.tools.benchmark_conv_head --json output/conv_head.json
+
+Chunks, folded batch norms, channels last, half precision, torch.compile; both published layouts,
+random weights and RoI features; in one process, the ways in turn, medians.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+from tabulate import tabulate
+
+from doublehead_d2.analysis.conv_head import LAYOUTS, WAYS, build_conv_head, time_ways
+from doublehead_d2.checkpoint.files import whole_file
+from doublehead_d2.engine.memory import keep_freed_memory
+from doublehead_d2.engine.study import machine
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m doublehead_d2.tools.benchmark_conv_head",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="WAY",
+                        help=f"some of: {'; '.join(WAYS)} (all; on a CPU, where it takes 30 times "
+                        "as long, not float16)")  # fmt: skip
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS),
+                        help="(both)")  # fmt: skip
+    parser.add_argument("--device", help="(cuda if there is one, else cpu)")
+    parser.add_argument("--rois", type=int, nargs="+", default=[150, 1000], help="(150 1000)")
+    parser.add_argument("--repetitions", type=int, default=5, help="timed rounds (5)")
+    parser.add_argument("--json", metavar="FILE", help="write the results to this file")
+    parser.add_argument("--release-memory", action="store_true",
+                        help="do not keep freed memory in this process")  # fmt: skip
+    args = parser.parse_args(argv)
+    if min(args.rois + [args.repetitions]) < 1:
+        print("--rois and --repetitions: allowed: 1 or more", file=sys.stderr)
+        return 1
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    ways = args.ways or [way for way in WAYS if device != "cpu" or way != "float16"]
+    content = {**machine(device), "threads": torch.get_num_threads()}
+    if device == "cpu":
+        content["keeps_freed_memory"] = not args.release_memory and keep_freed_memory()
+    print(f"{content['hardware']}, {content['threads']} threads; {content['versions']}")
+    content["runs"] = runs = []
+    for layout in args.layouts:
+        head = build_conv_head(layout).to(device)
+        for rois in args.rois:
+            x = torch.randn(rois, 256, 7, 7, device=device)
+            results = time_ways(head, x, ways, args.repetitions)
+            rows = [[way, *result.values()] for way, result in results.items()]
+            print(f"\n{layout}, {rois} RoIs")
+            headers = ["way", "seconds", "ratio", "difference"]
+            print(tabulate(rows, headers=headers, floatfmt=".3g"), flush=True)
+            runs.append({"layout": layout, "rois": rois, "results": results})
+    if args.json:
+        os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
+        with whole_file(args.json) as path, open(path, "w") as f:
+            json.dump(content, f, indent=1)
+            f.write("\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
