@@ -145,6 +145,10 @@ def test_multiply_adds_and_memory_are_counted() -> None:
     weights = sum(p.nbytes for p in [*model.parameters(), *model.buffers()]) / 2**20
     maps = 128 * 160 * (3 + 4 / 4) * 4 / 2**20  # the image and the stem's output
     assert results["ext"]["peak_mib"] > weights + maps
+    model.roi_heads.reg_head.fold_bn = True
+    folded = time_inference({name: model}, [inputs], repetitions=1)[name]["peak_mib"]
+    copied = sum(p.nbytes for p in model.roi_heads.reg_head.parameters()) / 2**20
+    assert folded > results["ext_floor"]["peak_mib"] + 0.8 * copied
 
 
 def test_most_bytes_by_hand() -> None:
@@ -349,6 +353,7 @@ def test_readme_has_the_recorded_floors(readme: str) -> None:
         (["--survivors", "1.5"], r"--survivors is \[1.5\]; allowed: 0 to 1"),
         (["--proposals", "10", "0"], "--proposals is 0; allowed: 1 or more"),
         (["--plot", "a.png"], "with several --proposals or --survivors"),
+        (["--models", "double_head_both"], "double_head_both is for training alone; allowed: with"),
         (["--trained", "a.yaml", "--train"], "--trained measures inference"),
         (["--trained", "a.yaml", "--models", "mmdet_layout"], "--models of faster_rcnn "),
         (["--opts", "MODEL.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),

@@ -177,6 +177,29 @@ def test_folds_only_where_no_gradient_is_wanted() -> None:
     assert not head._folded
 
 
+@pytest.mark.parametrize(("key", "name"), [("FOLD_BN", "fold_bn"), ("USE_ACT_CHECKPOINT",) * 2])
+@pytest.mark.parametrize("on", [True, False])
+def test_keys_reach_the_head(key: str, name: str, on: bool) -> None:
+    cfg = small_cfg(f"MODEL.ROI_DOUBLE_HEAD.CONV_HEAD.{key}", on)
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "DoubleHeadConvHead"
+    head = build_box_head(cfg, ShapeSpec(channels=8, height=7, width=7))
+    assert getattr(head, name.lower()) is on
+
+
+def test_folds_tensors_of_inference_mode() -> None:
+    with torch.inference_mode():
+        head, x = trained_head(fold_bn=True).eval(), torch.randn(5, 32, 7, 7)
+        folded = head(x)
+        head.fold_bn = False
+        torch.testing.assert_close(folded, head(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_trace_does_not_fold() -> None:
+    head, x = trained_head(fold_bn=True).eval(), torch.randn(5, 32, 7, 7)
+    traced = torch.jit.trace(head, x)
+    torch.testing.assert_close(traced(x), head(x))
+
+
 # ------------------------------------------------------------------- activation checkpoints
 
 
@@ -222,6 +245,18 @@ def test_checkpoints_keep_the_blocks_inputs_alone() -> None:
     assert (
         maps + vector <= train_step(head, torch.randn(count, 32, 7, 7)) <= maps + vector + weights
     )
+
+
+def test_checkpoints_allow_a_second_backward_pass() -> None:
+    gradients = []
+    for checkpoints in (False, True):
+        head = trained_head(use_act_checkpoint=checkpoints).train()
+        loss = head(torch.ones(3, 32, 7, 7).cumsum(0)).square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        gradients.append({name: p.grad for name, p in head.named_parameters()})
+        assert head.blocks[0].conv1.norm.num_batches_tracked == 1
+    torch.testing.assert_close(*gradients)
 
 
 def test_checkpoints_are_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:

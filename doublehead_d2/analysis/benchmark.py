@@ -299,12 +299,14 @@ def _time(
 
 def _count(model: GeneralizedRCNN, run: Callable[[], None]) -> dict[str, float]:
     """What a run takes whatever the machine's speed."""
-    tensors = [*model.parameters(), *model.buffers()]
     with FlopCounterMode(display=False) as counter, _counting_rois(model) as rois:
         run()
     # In a run of its own: the counter keeps what activation checkpoints would free.
     with _recording_peak(model.device) as peak:
         run()
+    # Folded blocks are kept beside the others, by now.
+    copies = [x for m in model.modules() if isinstance(m, DoubleHeadConvHead) for x in m._folded]
+    tensors = [t for m in (model, *copies) for t in (*m.parameters(), *m.buffers())]
     return {
         "gmacs": counter.get_total_flops() / 2e9,
         "peak_mib": (sum(tensor.nbytes for tensor in tensors) + peak[0]) / 2**20,

@@ -1,7 +1,7 @@
 """The conv-head of Double-Head R-CNN as a box head of detectron2's registry."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -95,16 +95,17 @@ class DoubleHeadConvHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map RoI features R x C x H x W to feature vectors R x DIM."""
-        if self.training and self.use_act_checkpoint and torch.is_grad_enabled():
+        # A trace or a compiled graph would keep today's number of chunks and today's weights.
+        tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        learns = torch.is_grad_enabled()
+        if self.use_act_checkpoint and self.training and learns and not tracing:
             for block in self.blocks:
                 x = _checkpoint(block, x)
             return x.mean(dim=(2, 3))
 
-        compiling = torch.compiler.is_compiling()
-        frozen = not self.training and not torch.is_grad_enabled() and not compiling
-        blocks = self._folded_blocks() if self.fold_bn and frozen else self.blocks
-        # Batch norm needs all RoIs in training; a trace would keep today's number of chunks.
-        tracing = torch.jit.is_tracing() or compiling
+        folds = self.fold_bn and not (self.training or learns or tracing)
+        blocks = self._folded_blocks() if folds else self.blocks
+        # Batch norm needs all RoIs in training.
         if self.training or tracing or x.device.type != "cpu":
             return blocks(x).mean(dim=(2, 3))
         return torch.cat([blocks(chunk).mean(dim=(2, 3)) for chunk in x.split(self.cpu_chunk)])
@@ -120,7 +121,8 @@ class DoubleHeadConvHead(nn.Module):
         A change of `weight.data` is seen by nothing but the next `eval()`.
         """
         tensors = [*self.blocks.parameters(), *self.blocks.buffers()]
-        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        # Tensors made in inference mode have no version.
+        state = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
         if state != self._folded_from:
             folded = fold_batch_norms(self.blocks).requires_grad_(False)
             # What is left takes less time with channels last (dev/benchmarks/conv_head_cpu.json).
@@ -141,22 +143,26 @@ def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:
         x,
         use_reentrant=False,
         preserve_rng_state=False,  # nothing here is random
-        context_fn=lambda: (nullcontext(), _running_statistics_kept(block)),
+        context_fn=lambda: (nullcontext(), _RunningStatisticsKept(block)),
     )
 
 
-@contextmanager
-def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
+class _RunningStatisticsKept:
     """Batch norms in training mode do not count what passes through them.
 
-    Computed again for the backward pass, a batch would otherwise count twice.
+    Computed again for the backward pass, a batch would otherwise count twice. It can be entered any
+    number of times, as a graph that is kept for a second backward pass asks for.
     """
-    norms = [m for m in block.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, counter) in zip(norms, before, strict=True):
+
+    def __init__(self, block: nn.Module) -> None:
+        kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
+        self.norms: list[Any] = [m for m in block.modules() if isinstance(m, kinds)]
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *exception: object) -> None:
+        for norm, (momentum, counter) in zip(self.norms, self.before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, counter

@@ -116,6 +116,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--survivors is {args.survivors}; allowed: 0 to 1")
     if args.plot and len(args.proposals) == len(args.survivors) == 1:
         raise ValueError("--plot draws curves; allowed: with several --proposals or --survivors")
+    tasks = {"inference", "training"} if args.train else {"inference"}
+    for name in args.models:
+        if args.models != list(VARIANTS) and not tasks.intersection(VARIANTS[name].tasks):
+            raise ValueError(f"--models {name} is for training alone; allowed: with --train")
     if args.trained:
         unknown = [name for name in args.models if name not in TRAINED_VARIANTS]
         if args.plot or args.train or (unknown and args.models != list(VARIANTS)):
