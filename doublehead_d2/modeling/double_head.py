@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import NaiveSyncBatchNorm, ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
@@ -27,6 +28,7 @@ from doublehead_d2.modeling.output_layers import (
     fuse_scores,
     scoped_losses,
 )
+from doublehead_d2.modeling.pooling import pool_in_parallel
 from doublehead_d2.modeling.roi_boxes import EnlargedBoxes, clip_to_pixels
 
 
@@ -74,6 +76,9 @@ class DoubleHeadROIHeads(StandardROIHeads):
             kwargs: as `StandardROIHeads`; `box_head` is the head focused on classification.
         """
         super().__init__(box_predictor=box_predictor, **kwargs)
+        for module in self.modules():
+            if isinstance(module, ROIPooler):
+                pool_in_parallel(module)
         self.reg_head = reg_head
         self.reg_predictor = reg_predictor
         self.cls_roi_scale = cls_roi_scale

@@ -1,0 +1,48 @@
+"""RoIAlign on all cores of a CPU."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import ROIPooler
+from torch import Tensor
+
+# Parts a thread takes in turn: some RoIs are larger than others, and take longer.
+_PARTS_A_THREAD = 4
+
+
+class ParallelROIAlign(ROIAlign):
+    """detectron2's `ROIAlign`, bitwise, in inference on a CPU with all of torch's threads.
+
+    torchvision's operator takes one RoI after the other on a CPU: 0.5 s of the 3 that a detector
+    takes for 1,000 RoIs on two cores.
+    """
+
+    parallel = True
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """Map features N x C x H x W and RoIs R x 5 (image, XYXY) to R x C x h x w."""
+        parts = torch.get_num_threads() * _PARTS_A_THREAD
+        captured = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        other = input.device.type != "cpu" or torch.is_grad_enabled()
+        if not self.parallel or captured or other or len(rois) < parts:
+            return super().forward(input, rois)
+        out = input.new_empty(len(rois), input.shape[1], *self.output_size)
+
+        @torch.inference_mode()  # every thread has its own mode
+        def pool(part: Tensor, rows: Tensor) -> None:
+            rows.copy_(super(ParallelROIAlign, self).forward(input, part))
+
+        # Threads for this call alone: a process that is forked has none of its parent's.
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            list(threads.map(pool, rois.tensor_split(parts), out.tensor_split(parts)))
+        return out
+
+
+def pool_in_parallel(pooler: ROIPooler) -> None:
+    """Let a pooler take its RoIs in parallel where it can, in place; others than RoIAlign stay."""
+    for level, align in enumerate(pooler.level_poolers):
+        if type(align) is ROIAlign:
+            pooler.level_poolers[level] = ParallelROIAlign(
+                align.output_size, align.spatial_scale, align.sampling_ratio, align.aligned
+            )
