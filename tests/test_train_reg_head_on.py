@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import update_bn_stats
 
 from builders import EXT, image_list, random_features, sampled_proposals, small_heads
 from doublehead_d2.modeling import DoubleHeadROIHeads
@@ -97,6 +98,34 @@ def test_a_roi_stands_in_for_synchronised_norms(counts: tuple, stand_ins: int) -
     assert not any(p.grad.any() for p in heads.reg_head.parameters())
     heads = small_heads(*FOREGROUND, f"{NODE}.CONV_HEAD.NORM", "naiveSyncBN")
     assert train(heads, sampled_proposals((3, 2), num_foreground=1))[1] == [2]  # none is needed
+
+
+def test_a_roi_stands_in_for_torchs_synchronised_norm() -> None:
+    """Which trains on a GPU alone."""
+    heads = small_heads(*FOREGROUND, f"{NODE}.CONV_HEAD.NORM", "nnSyncBN")
+    masks = heads._learned_by_reg_head(sampled_proposals((3, 2), num_foreground=0))
+    assert [mask.tolist() for mask in masks] == [[True, False, False], [False, False]]
+
+
+def test_precise_batch_norm_without_foreground() -> None:
+    """fvcore divides by the size of each batch."""
+    heads = small_heads(*FOREGROUND).train()
+    seen: list[int] = []
+    heads.reg_head.register_forward_pre_hook(lambda module, x: seen.append(len(x[0])))
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = heads
+
+        def forward(self, num_foreground: int) -> None:
+            proposals = sampled_proposals((6, 4), num_foreground=num_foreground)
+            heads._forward_box(random_features(2), proposals)
+
+    with EventStorage():
+        update_bn_stats(Model(), [2, 0], num_iters=2)
+    assert seen == [4, 1]
+    assert heads.reg_head.blocks[0].conv1.norm.running_var.isfinite().all()
 
 
 def test_masks_learn_from_predicted_boxes() -> None:

@@ -92,7 +92,8 @@ class NonLocalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map features R x C x H x W to the same shape."""
         layers = (self.theta, self.phi, self.g)
-        # One convolution that reads x once: the same values in less time (dev/benchmarks).
+        # One convolution that reads x once: the same values in less time (dev/benchmarks). Forward
+        # hooks on the three are not called.
         weight = torch.cat([layer.weight for layer in layers])
         bias = torch.cat([layer.bias for layer in layers])
         theta, phi, g = (self._split(y) for y in F.conv2d(x, weight, bias).chunk(3, dim=1))

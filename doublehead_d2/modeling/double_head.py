@@ -261,11 +261,12 @@ class DoubleHeadROIHeads(StandardROIHeads):
         if self.train_reg_head_on == "all":
             return None
         masks = select_foreground_proposals(proposals, self.num_classes)[1]
-        # A synchronised batch norm waits for all processes and takes no empty batch. The RoI that
-        # stands in, of the first image that has any, has no loss.
+        # A synchronised batch norm waits for all processes and takes no empty batch, and precise
+        # batch norm (TEST.PRECISE_BN), which wants no gradient, divides by the batch's size. The
+        # RoI that stands in, of the first image that has any, has no loss.
         synchronised = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
         waits = any(isinstance(module, synchronised) for module in self.reg_head.modules())
-        if waits and not torch.cat(masks).any():
+        if (waits or not torch.is_grad_enabled()) and not torch.cat(masks).any():
             for mask in masks:
                 if len(mask):
                     mask[0] = True
