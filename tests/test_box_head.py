@@ -128,8 +128,8 @@ def test_folding_changes_nothing_but_rounding(norm: str) -> None:
     expected, names = head(x), list(head.state_dict())
     head.fold_bn = True
     torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-5)
-    left = [m for m in head._folded[0].modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))]
-    assert len(left) == (0 if norm != "GN" else 7)
+    convolutions = [m for m in head._folded[0].modules() if isinstance(m, Conv2d)]
+    assert sum(conv.norm is not None for conv in convolutions) == (0 if norm != "GN" else 7)
     assert list(head.state_dict()) == names  # no second copy of the weights in checkpoints
     assert head(x[:0]).shape == (0, 32)
 
@@ -159,6 +159,8 @@ def test_folded_weights_follow_every_change(mode: type) -> None:
     check()
     with torch.no_grad():
         head.blocks[0].conv1.norm.bias.add_(1)
+    check()
+    head.blocks[0].conv1.weight.data = -head.blocks[0].conv1.weight.data  # moved
     check()
     head.blocks[0].conv1.norm.bias.data.add_(1)
     head.eval()
@@ -198,6 +200,15 @@ def test_a_trace_does_not_fold() -> None:
     head, x = trained_head(fold_bn=True).eval(), torch.randn(5, 32, 7, 7)
     traced = torch.jit.trace(head, x)
     torch.testing.assert_close(traced(x), head(x))
+
+
+def test_a_compiled_graph_has_neither_chunks_nor_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, sizes = trained_head(fold_bn=True).eval(), []
+    head.blocks[0].register_forward_pre_hook(lambda module, x: sizes.append(len(x[0])))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with torch.no_grad():
+        head(torch.randn(70, 32, 7, 7))
+    assert sizes == [70] and not head._folded
 
 
 # ------------------------------------------------------------------- activation checkpoints
@@ -269,3 +280,14 @@ def test_checkpoints_are_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert not calls
     head(x)
     assert len(calls) == 3
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    head(x)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_computed_again_running_statistics_stay(kind: type) -> None:
+    norm = kind(4, momentum=0.3)
+    with box_head._RunningStatisticsKept(nn.Sequential(norm)):
+        assert (norm.momentum, norm.num_batches_tracked) == (0.0, None)
+    assert (norm.momentum, norm.num_batches_tracked) == (0.3, 0)
