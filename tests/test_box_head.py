@@ -67,16 +67,26 @@ def small_head() -> DoubleHeadConvHead:
 @torch.no_grad()
 def test_chunks_change_nothing_but_rounding() -> None:
     head, x = small_head().eval(), torch.randn(75, 8, 7, 7)
+    whole, sizes = head(x), []
+    head.cpu_chunk = 32
+    head.blocks[0].register_forward_pre_hook(lambda module, x: sizes.append(len(x[0])))
     in_chunks = head(x)
-    head.cpu_chunk = 1000
-    torch.testing.assert_close(in_chunks, head(x), rtol=1e-5, atol=1e-6)
+    assert sizes == [32, 32, 11]
+    torch.testing.assert_close(in_chunks, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dim", "rois"), [(1024, 32), (64, 512), (2048, 16), (65536, 1)])
+def test_chunks_fill_the_same_memory(dim: int, rois: int) -> None:
+    with torch.device("meta"):
+        head = DoubleHeadConvHead(ShapeSpec(channels=4), blocks=["residual"], dim=dim)
+    assert head.cpu_chunk == rois
 
 
 def test_training_sees_all_rois_at_once() -> None:
     """Batch norm's statistics are those of the whole batch."""
     x = torch.randn(75, 8, 7, 7)
     whole, in_chunks = small_head().train(), small_head().train()
-    whole.cpu_chunk = 1000
+    in_chunks.cpu_chunk = 32
     torch.testing.assert_close(in_chunks(x), whole(x), rtol=0, atol=0)
     torch.testing.assert_close(in_chunks.state_dict(), whole.state_dict(), rtol=0, atol=0)
     assert in_chunks.blocks[0].conv1.norm.num_batches_tracked == 1
@@ -85,6 +95,7 @@ def test_training_sees_all_rois_at_once() -> None:
 @torch.no_grad()
 def test_a_trace_is_not_bound_to_a_number_of_chunks() -> None:
     head = small_head().eval()
+    head.cpu_chunk = 32
     traced = torch.jit.trace(head, torch.randn(40, 8, 7, 7))
     for count in (0, 5, 100):
         x = torch.randn(count, 8, 7, 7)
@@ -204,6 +215,7 @@ def test_a_trace_does_not_fold() -> None:
 
 def test_a_compiled_graph_has_neither_chunks_nor_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     head, sizes = trained_head(fold_bn=True).eval(), []
+    head.cpu_chunk = 32
     head.blocks[0].register_forward_pre_hook(lambda module, x: sizes.append(len(x[0])))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with torch.no_grad():

@@ -10,6 +10,7 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor
 
 from builders import random_boxes, small_heads
+from doublehead_d2.modeling import pooling
 from doublehead_d2.modeling.pooling import ParallelROIAlign, pool_in_parallel
 
 SETTINGS = ((7, 5), 0.25, 0, True)
@@ -23,7 +24,7 @@ def rois(count: int) -> Tensor:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Filled with the threads that RoIs are pooled in; torch has three."""
+    """Filled with the threads that RoIs are pooled in; of torch's three, if 12 RoIs or more."""
     used: set[int] = set()
     stock = ROIAlign.forward
 
@@ -33,6 +34,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
     monkeypatch.setattr(ROIAlign, "forward", forward)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(pooling, "WORTH", 12 * 6 * 7 * 5)
     return used
 
 
@@ -48,8 +50,9 @@ def test_pools_the_same(mode: Callable, count: int, threads: set[int]) -> None:
     assert torch.equal(pooled, expected)
 
 
-def test_by_hand() -> None:
+def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a ramp, the mean of bilinear samples is the value at a bin's centre."""
+    monkeypatch.setattr(pooling, "WORTH", 1)
     ramp = torch.arange(32.0).expand(1, 1, 32, 32).contiguous()
     boxes = torch.tensor([[0.0, 4.0, 8.0, 12.0, 16.0]]).repeat(50, 1)
     with torch.no_grad():
@@ -81,7 +84,7 @@ def test_parallel_can_be_switched_off(threads: set[int]) -> None:
     assert threads == {threading.get_ident()}
 
 
-def test_errors_reach_the_caller() -> None:
+def test_errors_reach_the_caller(threads: set[int]) -> None:
     with torch.no_grad(), pytest.raises(AssertionError):
         ParallelROIAlign(*SETTINGS)(torch.randn(2, 6, 16, 24), torch.zeros(50, 4))
 
