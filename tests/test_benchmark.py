@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -30,6 +31,7 @@ from doublehead_d2.analysis.benchmark import (
 )
 from doublehead_d2.analysis.complexity import model_complexity
 from doublehead_d2.analysis.plots import curves
+from doublehead_d2.modeling import DoubleHeadROIHeads
 from doublehead_d2.tools import benchmark as tool
 
 SMALL = [
@@ -78,6 +80,43 @@ def test_rois_that_reach_the_regression_head(name: str) -> None:
     result = time_inference({name: model}, [inputs], repetitions=1)[name]
     assert result["reg_head_rois"] == SEEN[name]
     assert result["images_per_s"] == pytest.approx(1 / result["seconds"])
+
+
+KINDS = {
+    "double_head_plain": set(),
+    "double_head": {"lazy", "chunks", "parallel"},
+    "mmdet_layout_plain": set(),
+    "mmdet_layout": {"lazy", "chunks", "parallel"},
+    "ext_plain": {"lazy", "fused"},
+    "ext": {"lazy", "fused", "chunks", "parallel"},
+    "ext_folded": {"lazy", "fused", "chunks", "parallel", "folded"},
+    "ext_floor": {"lazy", "fused", "chunks", "parallel", "floor"},
+    "double_head_foreground": {"lazy", "chunks", "parallel", "foreground"},
+    "double_head_checkpoints": {"lazy", "chunks", "parallel", "checkpoints"},
+    "double_head_both": {"lazy", "chunks", "parallel", "foreground", "checkpoints"},
+    "ext_checkpoints": {"lazy", "fused", "chunks", "parallel", "checkpoints"},
+}
+
+
+def kinds(heads: DoubleHeadROIHeads) -> set[str]:
+    """The ways to spare work, or not, that a model is set to."""
+    found = {
+        "lazy": heads.lazy_reg_head,
+        "fused": heads.score_fusion != "cls_head",
+        "chunks": heads.reg_head.cpu_chunk < 1 << 30,
+        "parallel": all(align.parallel for align in heads.box_pooler.level_poolers),
+        "folded": heads.reg_head.fold_bn,
+        "floor": heads.score_floor == 0.05,
+        "foreground": heads.train_reg_head_on == "foreground",
+        "checkpoints": heads.reg_head.use_act_checkpoint,
+    }
+    return {name for name, is_on in found.items() if is_on}
+
+
+def test_variants_are_what_they_are_called() -> None:
+    assert list(KINDS) == [name for name in VARIANTS if name != BASELINE]
+    for name, expected in KINDS.items():
+        assert kinds(build_variant(name, "cpu", SMALL).roi_heads) == expected, name
 
 
 def test_plain_variants_detect_the_same() -> None:
@@ -151,11 +190,40 @@ def test_multiply_adds_and_memory_are_counted() -> None:
     assert folded > results["ext_floor"]["peak_mib"] + 0.8 * copied
 
 
+def test_memory_is_the_models_and_the_peak_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "_recording_peak", lambda device: nullcontext([3 * 2**20]))
+    model = build_variant("ext", "cpu", SMALL)
+    weights = sum(p.nbytes for p in [*model.parameters(), *model.buffers()]) / 2**20
+    counted = benchmark._count(model, lambda: None)
+    assert counted == {"gmacs": 0, "peak_mib": pytest.approx(weights + 3), "reg_head_rois": 0}
+
+
 def test_most_bytes_by_hand() -> None:
     # 10, 10 + 30, 30, 30 + 5, 5, and a tensor from before is freed
     events = [(1, 10), (2, 30), (1, -10), (1, 5), (2, -30), (7, -100)]
     assert benchmark._most_bytes(events) == 40
     assert benchmark._most_bytes([]) == 0
+
+
+def test_peak_of_tensors() -> None:
+    with benchmark._recording_peak(torch.device("cpu")) as peak:
+        tensors = [torch.zeros(2**20), torch.zeros(2**21)]
+        del tensors[0]
+        tensors.append(torch.zeros(2**18))
+        tensors.clear()
+        tensors.append(torch.zeros(2**21))
+    assert peak == [4 * (2**20 + 2**21)]
+
+
+def test_backward_pass_is_not_under_autocast() -> None:
+    model, seen = build_variant("double_head", "cpu", SMALL), []
+    ones = torch.ones(2, 2)
+    head = model.roi_heads.box_predictor.cls_score
+    head.weight.register_hook(lambda gradient: seen.append((ones @ ones).dtype))
+    inputs = random_inputs(Setting(image_size=(128, 160), batch_size=2), num_objects=5)
+    head.register_forward_hook(lambda m, x, y: seen.append(y.dtype))
+    time_training({"a": model}, [inputs], repetitions=1, precision=torch.bfloat16)
+    assert set(seen[::2]) == {torch.bfloat16} and set(seen[1::2]) == {torch.float32}
 
 
 def test_batches_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +318,9 @@ def images(tmp_path: Path) -> Iterator[None]:
 
 def test_detectors_of_a_trained_model_have_its_weights(trained: Path) -> None:
     cfg = model_zoo.read_config(trained)
+    # What the trained model is set to, which must not slow or speed up others
+    cfg.MODEL.ROI_DOUBLE_HEAD.SCORE_FLOOR = 0.01
+    cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD.FOLD_BN = True
     models = {name: build_trained(name, cfg) for name in TRAINED_VARIANTS}
     weights = torch.load(cfg.MODEL.WEIGHTS)["model"]
     assert type(models[BASELINE].roi_heads) is StandardROIHeads
@@ -258,16 +329,34 @@ def test_detectors_of_a_trained_model_have_its_weights(trained: Path) -> None:
         assert state.keys() == weights.keys() or name == BASELINE
         for key, value in state.items():
             assert torch.equal(value, weights[key]), (name, key)
-    assert models["double_head"].roi_heads.score_fusion == "cls_head"
-    assert models["ext_floor"].roi_heads.score_floor == 0.05
+    for name in TRAINED_VARIANTS.keys() - {BASELINE}:
+        assert kinds(models[name].roi_heads) == KINDS[name], name
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.02
+    assert build_trained("ext_floor", cfg).roi_heads.score_floor == 0.02
 
 
 def test_tool_measures_a_trained_model(
-    trained: Path, images: None, tmp_path: Path, capsys: pytest.CaptureFixture
+    trained: Path,
+    images: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "trained.json"
-    words = ["--trained", str(trained), "--device", "cpu", "--repetitions", "1"]
+    calls, profiled = [], []
+
+    def spy(models: dict, batches: list, **kwargs: object) -> dict:
+        calls.append(kwargs)
+        return time_inference(models, batches, **kwargs)
+
+    monkeypatch.setattr(tool, "time_inference", spy)
+    monkeypatch.setattr(tool, "profile_inference", lambda *args: profiled.append(args[2]) or "")
+    words = ["--trained", str(trained), "--device", "cpu", "--precision", "bfloat16"]
+    words += ["--repetitions", "1", "--profile"]
     assert tool.main([*words, "--batch-sizes", "1", "2", "--json", str(path)]) == 0
+    # Three images make three batches, or a whole one of two
+    assert calls == [{"repetitions": n, "precision": torch.bfloat16} for n in (3, 1)]
+    assert profiled == [torch.bfloat16] * 2 * len(TRAINED_VARIANTS)
     runs = json.loads(path.read_text())["runs"]
     assert [run["batch_size"] for run in runs] == [1, 2]
     for run in runs:
@@ -276,12 +365,38 @@ def test_tool_measures_a_trained_model(
     assert "inference, trained" in capsys.readouterr().out
     assert tool.main([*words, "--batch-sizes", "4"]) == 1
     assert "--batch-sizes is 4; allowed: up to 3 images" in capsys.readouterr().err
+    assert tool.main([*words, "--opts", "DATASETS.TEST", "()"]) == 1
+    assert "DATASETS.TEST is empty; allowed: data to measure" in capsys.readouterr().err
 
 
 def test_only_a_trained_ext_has_them_all() -> None:
     cfg = model_zoo.get_config("Shapes-Detection/double_head_rcnn_tiny.yaml")
     with pytest.raises(ValueError, match="SCORE_FUSION 'cls_head'; allowed: .* Double-Head-Ext"):
         build_trained("ext", cfg)
+
+
+def test_weights_of_another_model_are_refused(trained: Path, tmp_path: Path) -> None:
+    cfg = model_zoo.read_config(trained)
+    weights = torch.load(cfg.MODEL.WEIGHTS)["model"]
+    for key in list(weights):
+        if key.startswith("roi_heads.reg_predictor"):
+            del weights[key]
+    cfg.MODEL.WEIGHTS = str(tmp_path / "without.pth")
+    torch.save({"model": weights}, cfg.MODEL.WEIGHTS)
+    with pytest.raises(ValueError, match="without.pth' lacks 4 tensors .*, roi_heads.reg_pred"):
+        build_trained("ext", cfg)
+    build_trained(BASELINE, cfg)  # which has all of its own
+
+
+def test_inference_is_not_timed_where_none_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "training.json"
+    words = ["--models", "double_head_both", "--train", "--image-size", "128", "160"]
+    words += ["--device", "cpu", "--repetitions", "1", "--json", str(path)]
+    assert tool.main([*words, "--opts", *map(str, SMALL)]) == 0
+    (run,) = json.loads(path.read_text())["runs"]
+    assert run["task"] == "training"
 
 
 def test_curves_join_runs_that_differ_in_the_axis_alone() -> None:
@@ -321,6 +436,20 @@ def test_readme_has_the_recorded_inference(readme: str) -> None:
         assert f"| {' | '.join(cells)} |" in readme, name
 
 
+def test_readme_has_the_recorded_curves(readme: str) -> None:
+    records = [recorded(f"{name}_cpu") for name in ("proposals", "survivors")]
+    records += [recorded(f"inference_cpu_{name}") for name in ("batch8", "bfloat16")]
+    assert [record["precision"] for record in records] == ["float32"] * 3 + ["bfloat16"]
+    proposals, survivors, batches, half = (record["runs"] for record in records)
+    assert [run["num_proposals"] for run in proposals] == [100, 300, 1000, 2000]
+    assert [run["survivors"] for run in survivors] == [0.05, 0.15, 0.3, 0.5, 1.0]
+    assert [run["batch_size"] for run in batches] == [8]
+    for name in {name for run in batches for name in run["results"]} - {BASELINE}:
+        results = [run["results"].get(name) for run in (*proposals, *survivors, *batches, *half)]
+        cells = [f"{result['ratio']:.2f}" if result else "–" for result in results]
+        assert f"| {' | '.join(cells)} |" in readme, name
+
+
 def test_readme_has_the_recorded_training(readme: str) -> None:
     *_, run = recorded("training_cpu")["runs"]
     assert run["task"] == "training"
@@ -332,10 +461,14 @@ def test_readme_has_the_recorded_training(readme: str) -> None:
 
 
 def test_readme_has_the_recorded_ways(readme: str) -> None:
-    runs = recorded("conv_head_cpu")["runs"]
+    kept, released = recorded("conv_head_cpu"), recorded("conv_head_cpu_1000")
+    assert (kept["keeps_freed_memory"], released["keeps_freed_memory"]) == (True, False)
+    runs = [*kept["runs"], *released["runs"]]
+    assert [run["rois"] for run in runs] == [150, 150, 1000, 1000]
     for way in runs[0]["results"]:
-        cells = [f"{run['results'][way]['ratio']:.2f}" for run in runs]
-        difference = max(run["results"][way]["difference"] for run in runs)
+        results = [run["results"].get(way) for run in runs]
+        cells = [f"{result['ratio']:.2f}" if result else "–" for result in results]
+        difference = max(result["difference"] for result in results if result)
         assert f"| {way} | {' | '.join(cells)} | {difference:.0e} |" in readme
 
 
@@ -353,13 +486,33 @@ def test_readme_has_the_recorded_floors(readme: str) -> None:
         (["--survivors", "1.5"], r"--survivors is \[1.5\]; allowed: 0 to 1"),
         (["--proposals", "10", "0"], "--proposals is 0; allowed: 1 or more"),
         (["--plot", "a.png"], "with several --proposals or --survivors"),
+        (["--plot", "a.png", "--proposals", "9", "9"], "with several --proposals or --survivors"),
+        (
+            ["--plot", "a.png", "--proposals", "9", "8", "--train", "--models", "double_head_both"],
+            "--plot draws curves of inference",
+        ),
         (["--models", "double_head_both"], "double_head_both is for training alone; allowed: with"),
-        (["--trained", "a.yaml", "--train"], "--trained measures inference"),
-        (["--trained", "a.yaml", "--models", "mmdet_layout"], "--models of faster_rcnn "),
+        (["--models", "ext_floor", "--train"], "--train; allowed: with --models some of faster"),
+        (["--trained", "a.yaml", "--train"], "--trained measures inference .* without --train"),
+        (["--trained", "a.yaml", "--proposals", "10"], "allowed: without --proposals"),
+        (["--trained", "a.yaml", "--survivors", "0.1"], "allowed: without --survivors"),
+        (["--trained", "a.yaml", "--image-size", "96", "96"], "allowed: without --image-size"),
+        (["--trained", "a.yaml", "--models", "mmdet_layout"], "with --trained: faster_rcnn "),
+        (
+            ["--plot", "a.jpeq", "--proposals", "10", "20"],
+            "'a.jpeq' ends in 'jpeq'; allowed: .*png",
+        ),
+        (["--json", "."], "'.' is a folder; allowed: a file to write"),
+        (["--json", "README.md/a.json"], "README.md"),
+        (["--device", "gpu"], "--device is 'gpu'; allowed here: cpu"),
+        (["--device", "meta"], "--device is 'meta'; allowed here: cpu"),
         (["--opts", "MODEL.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
     ],
 )
-def test_tool_refuses(words: list, message: str, capsys: pytest.CaptureFixture) -> None:
+def test_tool_refuses(
+    words: list, message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
     assert tool.main(["--device", "cpu", *words]) == 1
     captured = capsys.readouterr()
     assert re.search(message, captured.err) and not captured.out

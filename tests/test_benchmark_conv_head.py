@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.layers import Conv2d
 
 from doublehead_d2.analysis import conv_head
 from doublehead_d2.analysis.conv_head import REFERENCE, WAYS, build_conv_head, time_ways
+from doublehead_d2.modeling import DoubleHeadConvHead
+from doublehead_d2.modeling.box_head import CPU_CHUNK
 from doublehead_d2.tools import benchmark_conv_head as tool
 
 # A compiler takes a minute, and half precision a CPU 30 times as long.
@@ -23,6 +26,33 @@ def test_ways_agree_up_to_rounding(layout: str) -> None:
         assert result["difference"] <= (0.05 if half else 1e-5), way
         assert (result["difference"] > 1e-5) == half, way  # autocast does take place
         assert result["ratio"] == pytest.approx(result["seconds"] / results[REFERENCE]["seconds"])
+
+
+def test_ways_are_what_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = build_conv_head("mmdet")
+    heads = {way: conv_head._way(way, head) for way in FAST if way != "bfloat16"}
+    chunks = {way: heads[way].cpu_chunk for way in heads}
+    assert chunks == {
+        **dict.fromkeys(heads, CPU_CHUNK),
+        REFERENCE: 1 << 30,
+        "chunks of 16": 16,
+        "chunks of 64": 64,
+    }
+    assert all(conv.norm is None for conv in convolutions(heads["folded"]))
+    for conv in convolutions(heads["channels last"]):
+        assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+        assert conv.norm is not None
+    assert [way for way in heads if heads[way].fold_bn] == ["folded, channels last"]
+    monkeypatch.setattr(torch, "compile", lambda module: ("compiled", module.cpu_chunk))
+    assert conv_head._way("compiled", head) == ("compiled", 1 << 30)
+    for way in ("bfloat16", "float16"):
+        with torch.no_grad():
+            under_autocast = conv_head._way(way, head)(torch.randn(1, 256, 7, 7))
+        assert under_autocast.dtype == getattr(torch, way)
+
+
+def convolutions(head: DoubleHeadConvHead) -> list[Conv2d]:
+    return [module for module in head.modules() if isinstance(module, Conv2d)]
 
 
 def test_layouts_are_the_published_ones() -> None:
@@ -48,5 +78,17 @@ def test_tool_writes_what_it_prints(
     assert list(run["results"]) == [REFERENCE, "folded"]  # the reference is always there
     assert (run["rois"], content["keeps_freed_memory"]) == (3, True)
     assert "mmdet, 3 RoIs" in capsys.readouterr().out
-    assert tool.main(["--rois", "0"]) == 1
-    assert "--rois and --repetitions: allowed: 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rois", "0"], "--rois and --repetitions: allowed: 1 or more"),
+        (["--device", "gpu"], "--device is 'gpu'; allowed here: cpu"),
+        (["--json", "."], "'.' is a folder; allowed: a file to write"),
+    ],
+)
+def test_tool_refuses(words: list, message: str, capsys: pytest.CaptureFixture) -> None:
+    assert tool.main(words) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err and not captured.out

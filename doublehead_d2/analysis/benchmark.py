@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from doublehead_d2 import model_zoo
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.modeling import DoubleHeadConvHead, DoubleHeadROIHeads
+from doublehead_d2.modeling.pooling import ParallelROIAlign
 
 BASELINE = "faster_rcnn"
 _NODE = "MODEL.ROI_DOUBLE_HEAD"
@@ -38,7 +39,7 @@ class Variant(NamedTuple):
     config: str  # name in the zoo
     opts: tuple = ()  # config changes, KEY, VALUE, ...
     tasks: tuple[str, ...] = ("inference",)
-    chunks: bool = True  # whether the conv-head works in chunks on a CPU
+    plain: bool = False  # on a CPU neither chunks in the conv-head nor RoIAlign in parallel
 
 
 _FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_paper_1x.yaml"
@@ -54,11 +55,11 @@ _BOTH = ("inference", "training")
 # "_plain": every RoI through the whole conv-head at once, as in the two published implementations
 VARIANTS = {
     BASELINE: Variant(_FASTER, tasks=_BOTH),
-    "double_head_plain": Variant(_DOUBLE, _ALL_ROIS, chunks=False),
+    "double_head_plain": Variant(_DOUBLE, _ALL_ROIS, plain=True),
     "double_head": Variant(_DOUBLE, tasks=_BOTH),
-    "mmdet_layout_plain": Variant(_MMDET, _ALL_ROIS, chunks=False),
+    "mmdet_layout_plain": Variant(_MMDET, _ALL_ROIS, plain=True),
     "mmdet_layout": Variant(_MMDET),
-    "ext_plain": Variant(_EXT, chunks=False),
+    "ext_plain": Variant(_EXT, plain=True),
     "ext": Variant(_EXT, tasks=_BOTH),
     "ext_folded": Variant(_EXT, _FOLDED),
     "ext_floor": Variant(_EXT, _FLOOR),
@@ -70,6 +71,7 @@ VARIANTS = {
 # The detectors that are in a trained Double-Head-Ext: its fc-head alone, its fc-head's scores with
 # its conv-head's boxes, and the whole
 _UNFUSED = (f"{_NODE}.SCORE_FUSION", "cls_head")
+_NOT_SPARED = (f"{_NODE}.SCORE_FLOOR", 0.0, f"{_NODE}.CONV_HEAD.FOLD_BN", False)
 TRAINED_VARIANTS: dict[str, tuple] = {
     BASELINE: ("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
     "double_head_plain": (*_UNFUSED, *_ALL_ROIS),
@@ -105,7 +107,7 @@ def build_variant(name: str, device: str, opts: Sequence[object] = ()) -> Genera
     # little, keep activations from growing until boxes overflow.
     cfg.MODEL.PIXEL_STD = [60.0, 60.0, 60.0]
     torch.manual_seed(0)
-    model = _build(cfg, variant.chunks)
+    model = _build(cfg, variant.plain)
     for module in model.backbone.modules():
         if isinstance(module, BottleneckBlock):
             module.conv3.norm.weight.fill_(0.2)
@@ -120,8 +122,8 @@ def build_trained(name: str, cfg: CfgNode) -> GeneralizedRCNN:
         cfg: of the trained model, its weights in MODEL.WEIGHTS.
 
     Raises:
-        ValueError: the model has no weights, or does not fuse the scores of two heads that both
-            learned both tasks.
+        ValueError: the model has no weights, or not those of two heads that both learned both
+            tasks, or does not fuse their scores.
     """
     node = cfg.MODEL.ROI_DOUBLE_HEAD
     fused = cfg.MODEL.ROI_HEADS.NAME == "DoubleHeadROIHeads" and node.CLS_HEAD.LAMBDA < 1
@@ -131,17 +133,28 @@ def build_trained(name: str, cfg: CfgNode) -> GeneralizedRCNN:
             "allowed: the weights of a trained Double-Head-Ext, from which the others are taken"
         )
     cfg = cfg.clone()
-    cfg.merge_from_list(list(TRAINED_VARIANTS[name]))
-    model = _build(cfg, VARIANTS[name].chunks)
-    DoubleHeadCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    cfg.merge_from_list([*_NOT_SPARED, *TRAINED_VARIANTS[name]])
+    node = cfg.MODEL.ROI_DOUBLE_HEAD
+    node.SCORE_FLOOR = min(node.SCORE_FLOOR, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST)
+    model = _build(cfg, VARIANTS[name].plain)
+    checkpointer = DoubleHeadCheckpointer(model)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    missing = [k for k in checkpointer.missing_keys if not k.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(
+            f"'{cfg.MODEL.WEIGHTS}' lacks {len(missing)} tensors of the model, {missing[0]} first; "
+            "allowed: the weights of a trained Double-Head-Ext"
+        )
     return model
 
 
-def _build(cfg: CfgNode, chunks: bool) -> GeneralizedRCNN:
+def _build(cfg: CfgNode, plain: bool) -> GeneralizedRCNN:
     model = build_model(cfg).eval()
-    for module in model.modules():
-        if isinstance(module, DoubleHeadConvHead) and not chunks:
+    for module in model.modules() if plain else ():
+        if isinstance(module, DoubleHeadConvHead):
             module.cpu_chunk = 1 << 30
+        elif isinstance(module, ParallelROIAlign):
+            module.parallel = False
     return model
 
 
@@ -269,16 +282,12 @@ def _time(
     precision: torch.dtype,
 ) -> dict[str, dict[str, float]]:
     device = next(iter(models.values())).device
-
-    def autocast() -> torch.autocast:
-        return torch.autocast(device.type, precision, enabled=precision != torch.float32)
-
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for repetition in range(warmup + repetitions):
         inputs = batches[max(repetition - warmup, 0) % len(batches)]
         for name in models:
             start = time_when_done(device)
-            with autocast():
+            with _autocast(device, precision):
                 run(name, inputs)
             elapsed = time_when_done(device) - start
             if repetition >= warmup:
@@ -292,9 +301,13 @@ def _time(
             "spread": quarters[2] - quarters[0],
             "images_per_s": len(batches[0]) / median,
         }
-        with autocast():
+        with _autocast(device, precision):
             results[name] = times | _count(models[name], partial(run, name, batches[0]))
     return results
+
+
+def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def _count(model: GeneralizedRCNN, run: Callable[[], None]) -> dict[str, float]:
@@ -354,16 +367,40 @@ def _most_bytes(events: Iterable[tuple[int, int]]) -> int:
     return most
 
 
-def profile_inference(model: GeneralizedRCNN, inputs: list[dict], num_rows: int = 12) -> str:
+def profile_inference(
+    model: GeneralizedRCNN, inputs: list[dict], precision: torch.dtype = torch.float32
+) -> str:
     """A table of the operators that a forward pass spends its time in, the dearest first."""
     activities = [ProfilerActivity.CPU]
     if model.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with torch.no_grad(), profile(activities=activities) as profiler:
+    with (
+        torch.no_grad(),
+        _autocast(model.device, precision),
+        profile(activities=activities) as profiler,
+    ):
         model.inference(inputs)
     return profiler.key_averages().table(
-        sort_by=f"self_{model.device.type}_time_total", row_limit=num_rows
+        sort_by=f"self_{model.device.type}_time_total", row_limit=12
     )
+
+
+def find_device(name: str | None) -> str:
+    """The device to measure on: the named one, or the GPU if there is one.
+
+    Raises:
+        ValueError: no CPU or CUDA device, or one that torch does not find here.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        known = torch.empty(0, device=name).device.type in ("cpu", "cuda")
+    except (AssertionError, RuntimeError):  # a build without CUDA; no such device
+        known = False
+    if not known:
+        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        raise ValueError(f"--device is '{name}'; allowed here: {', '.join(['cpu', *found])}")
+    return name
 
 
 def time_when_done(device: torch.device) -> float:

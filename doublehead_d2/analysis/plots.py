@@ -1,5 +1,6 @@
 """Curves of what the other modules of this package count; the only place that draws them."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 AXES = {"num_proposals": "proposals an image", "survivors": "share of survivors"}
 
@@ -33,6 +35,14 @@ def plot_scaling(runs: Sequence[dict[str, Any]], path: str) -> None:
         plot.legend(fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def check_picture(path: str) -> None:
+    """Raises ValueError where matplotlib does not know the kind of picture that a name ends in."""
+    known = Figure().canvas.get_supported_filetypes()
+    kind = os.path.splitext(path)[1].lstrip(".").lower()
+    if kind not in known:
+        raise ValueError(f"'{path}' ends in '{kind}'; allowed: {', '.join(sorted(known))}")
 
 
 def curves(runs: Sequence[dict[str, Any]], axis: str) -> dict[str, list[tuple[float, float]]]:

@@ -41,6 +41,8 @@ class _TensorsOnly(Checkpointer):
 class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
     """`DetectionCheckpointer` that converts foreign files, runs no code and logs what it loaded.
 
+    After loading, `missing_keys` are the model's tensors that the file did not have.
+
     Raises while loading:
         ValueError: a file that would run code, is damaged, foreign and not convertible, or has
             nothing for this model.
@@ -79,6 +81,7 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
                 f"nothing in '{self._path}' fits this model: none of its tensors has a name and a "
                 f"shape of the model's; found {', '.join(sorted(self._offered)[:5])} ..."
             )
+        self.missing_keys = [key for key in model_keys if key not in taken]
         unused = sorted(self._offered.difference(model_keys))
         logger.info("%s", _summary(self._path, model_keys, loaded, unused))
         return incompatible

@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -101,6 +103,28 @@ def whole_file(path: str) -> Iterator[str]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+def write_json(path: str, content: Any) -> None:
+    """Write a JSON file that people can read, whole or not at all."""
+    with whole_file(path) as temporary, open(temporary, "w") as f:
+        json.dump(content, f, indent=1)
+        f.write("\n")
+
+
+def prepare_output(path: str) -> None:
+    """Make the folder of a file that is to be written later.
+
+    Raises:
+        ValueError: `path` is a folder.
+        OSError: the folder cannot be made, or not be written to.
+    """
+    if os.path.isdir(path):
+        raise ValueError(f"'{path}' is a folder; allowed: a file to write")
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def sha256_of(path: str) -> str:

@@ -124,6 +124,6 @@ def machine(device: str) -> dict[str, str]:
     packages = ("torch", "torchvision", "detectron2", "numpy")
     versions = [f"{name} {metadata.version(name)}" for name in packages]
     return {
-        "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else cpu,
+        "hardware": torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu,
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
     }

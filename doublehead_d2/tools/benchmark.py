@@ -10,13 +10,13 @@ not the seconds.
 
 import argparse
 import itertools
-import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from detectron2.modeling import GeneralizedRCNN
 from tabulate import tabulate
 
 from doublehead_d2 import model_zoo
@@ -27,14 +27,15 @@ from doublehead_d2.analysis.benchmark import (
     Setting,
     build_trained,
     build_variant,
+    find_device,
     prepare,
     profile_inference,
     random_inputs,
     time_inference,
     time_training,
 )
-from doublehead_d2.analysis.plots import plot_scaling
-from doublehead_d2.checkpoint.files import whole_file
+from doublehead_d2.analysis.plots import check_picture, plot_scaling
+from doublehead_d2.checkpoint.files import prepare_output, write_json
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
 from doublehead_d2.engine.memory import keep_freed_memory
@@ -51,7 +52,7 @@ def argument_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--models", nargs="+", choices=VARIANTS, default=list(VARIANTS),
+    parser.add_argument("--models", nargs="+", choices=VARIANTS,
                         metavar="MODEL", help=f"some of: {' '.join(VARIANTS)} (all)")  # fmt: skip
     parser.add_argument("--device", help="(cuda if there is one, else cpu)")
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), default=(800, 1216))
@@ -82,21 +83,19 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit code."""
     args = argument_parser().parse_args(argv)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Printed by torch's profiler, of no use here
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    content: dict[str, Any] = {**machine(device), "threads": torch.get_num_threads()}
-    if device == "cpu":
-        content["keeps_freed_memory"] = not args.release_memory and keep_freed_memory()
-    content |= {"precision": args.precision, "repetitions": args.repetitions, "runs": []}
     try:
         _check(args)
+        device = find_device(args.device)
+        content: dict[str, Any] = {**machine(device), "threads": torch.get_num_threads()}
+        if device == "cpu":
+            content["keeps_freed_memory"] = not args.release_memory and keep_freed_memory()
+        content |= {"precision": args.precision, "repetitions": args.repetitions, "runs": []}
         for run in _measure_trained(args, device) if args.trained else _measure(args, device):
             content["runs"].append(run)
             if args.json:  # each at once: a long benchmark may be stopped
-                with whole_file(args.json) as path, open(path, "w") as f:
-                    json.dump(content, f, indent=1)
-                    f.write("\n")
+                write_json(args.json, content)
     except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
         print(error, file=sys.stderr)
         return 1
@@ -114,27 +113,47 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} is {min(values)}; allowed: 1 or more")
     if not all(0 <= share <= 1 for share in args.survivors):
         raise ValueError(f"--survivors is {args.survivors}; allowed: 0 to 1")
-    if args.plot and len(args.proposals) == len(args.survivors) == 1:
-        raise ValueError("--plot draws curves; allowed: with several --proposals or --survivors")
+    one = len(set(args.proposals)) == len(set(args.survivors)) == 1
+    if args.plot and (one or not _names(args, "inference")):
+        raise ValueError(
+            "--plot draws curves of inference; allowed: with several --proposals or --survivors"
+        )
     tasks = {"inference", "training"} if args.train else {"inference"}
-    for name in args.models:
-        if args.models != list(VARIANTS) and not tasks.intersection(VARIANTS[name].tasks):
+    for name in args.models or ():
+        if not tasks.intersection(VARIANTS[name].tasks):
             raise ValueError(f"--models {name} is for training alone; allowed: with --train")
+    if args.train and not _names(args, "training"):
+        trained = [name for name in VARIANTS if "training" in VARIANTS[name].tasks]
+        raise ValueError(f"--train; allowed: with --models some of {' '.join(trained)}")
     if args.trained:
-        unknown = [name for name in args.models if name not in TRAINED_VARIANTS]
-        if args.plot or args.train or (unknown and args.models != list(VARIANTS)):
-            raise ValueError(
-                "--trained measures inference on the data of the model; allowed with it: --models "
-                f"of {' '.join(TRAINED_VARIANTS)}, not --train nor --plot"
-            )
+        _check_trained(args)
+    if args.plot:
+        check_picture(args.plot)
     for path in filter(None, (args.json, args.plot)):
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        prepare_output(path)
+
+
+def _check_trained(args: argparse.Namespace) -> None:
+    """No option is given that images and proposals of a trained model leave no room for."""
+    default = argument_parser().parse_args([])
+    for name in ("train", "plot", "image_size", "proposals", "survivors"):
+        if getattr(args, name) != getattr(default, name):
+            raise ValueError(
+                f"--trained measures inference on the model's own data and proposals; allowed: "
+                f"without --{name.replace('_', '-')}"
+            )
+    for name in args.models or ():
+        if name not in TRAINED_VARIANTS:
+            raise ValueError(
+                f"--models {name} is not in a trained Double-Head-Ext; allowed with --trained: "
+                f"{' '.join(TRAINED_VARIANTS)}"
+            )
 
 
 def _names(args: argparse.Namespace, task: str) -> list[str]:
-    """The models to measure in a task; the baseline first, always."""
-    names = [name for name in args.models if task in VARIANTS[name].tasks]
-    return list(dict.fromkeys([BASELINE, *names]))
+    """The models to measure in a task, the baseline first; none where none is asked for."""
+    names = [name for name in args.models or VARIANTS if task in VARIANTS[name].tasks]
+    return list(dict.fromkeys([BASELINE, *names])) if names else []
 
 
 def _measure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
@@ -142,9 +161,8 @@ def _measure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
     precision = getattr(torch, args.precision)
     size = tuple(args.image_size)
     models = {name: build_variant(name, device, args.opts) for name in _names(args, "inference")}
-    for setting in itertools.starmap(
-        Setting, itertools.product([size], args.batch_sizes, args.proposals, args.survivors)
-    ):
+    settings = itertools.product([size], args.batch_sizes, args.proposals, args.survivors)
+    for setting in itertools.starmap(Setting, settings if models else ()):
         inputs = random_inputs(setting)
         for model in models.values():
             prepare(model, inputs, setting)
@@ -153,8 +171,7 @@ def _measure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
         )
         yield _report("inference", setting._asdict(), results)
         if args.profile:
-            for name, model in models.items():
-                print(f"\n{name}\n{profile_inference(model, inputs)}", flush=True)
+            _print_profiles(models, inputs, precision)
     if args.train:
         models = {name: build_variant(name, device, args.opts) for name in _names(args, "training")}
         setting = Setting(size, batch_size=2)
@@ -171,7 +188,10 @@ def _measure_trained(args: argparse.Namespace, device: str) -> Iterator[dict[str
     """A trained model's detectors on its own data, at each batch size; prints a table of each."""
     cfg = model_zoo.get_config(args.trained)
     cfg.merge_from_list([*args.opts, "MODEL.DEVICE", device])
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty; allowed: data to measure the trained model on")
     check_datasets(cfg.DATASETS.TEST)
+    precision = getattr(torch, args.precision)
     names = [name for name in _names(args, "inference") if name in TRAINED_VARIANTS]
     models = {name: build_trained(name, cfg) for name in names}
     dataset = cfg.DATASETS.TEST[0]
@@ -185,9 +205,18 @@ def _measure_trained(args: argparse.Namespace, device: str) -> Iterator[dict[str
             models,
             batches,
             repetitions=args.repetitions * len(batches),
-            precision=getattr(torch, args.precision),
+            precision=precision,
         )
         yield _report("inference, trained", {"data": dataset, "batch_size": size}, results)
+        if args.profile:
+            _print_profiles(models, batches[0], precision)
+
+
+def _print_profiles(
+    models: Mapping[str, GeneralizedRCNN], inputs: list[dict], precision: torch.dtype
+) -> None:
+    for name, model in models.items():
+        print(f"\n{name}\n{profile_inference(model, inputs, precision)}", flush=True)
 
 
 def _report(

@@ -7,16 +7,16 @@ random weights and RoI features; in one process, the ways in turn, medians.
 """
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tabulate import tabulate
 
+from doublehead_d2.analysis.benchmark import find_device
 from doublehead_d2.analysis.conv_head import LAYOUTS, WAYS, build_conv_head, time_ways
-from doublehead_d2.checkpoint.files import whole_file
+from doublehead_d2.checkpoint.files import prepare_output, write_json
 from doublehead_d2.engine.memory import keep_freed_memory
 from doublehead_d2.engine.study import machine
 
@@ -43,9 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(args.rois + [args.repetitions]) < 1:
         print("--rois and --repetitions: allowed: 1 or more", file=sys.stderr)
         return 1
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = find_device(args.device)
+        if args.json:
+            prepare_output(args.json)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
     ways = args.ways or [way for way in WAYS if device != "cpu" or way != "float16"]
-    content = {**machine(device), "threads": torch.get_num_threads()}
+    content: dict[str, Any] = {**machine(device), "threads": torch.get_num_threads()}
     if device == "cpu":
         content["keeps_freed_memory"] = not args.release_memory and keep_freed_memory()
     print(f"{content['hardware']}, {content['threads']} threads; {content['versions']}")
@@ -60,11 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             headers = ["way", "seconds", "ratio", "difference"]
             print(tabulate(rows, headers=headers, floatfmt=".3g"), flush=True)
             runs.append({"layout": layout, "rois": rois, "results": results})
-    if args.json:
-        os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
-        with whole_file(args.json) as path, open(path, "w") as f:
-            json.dump(content, f, indent=1)
-            f.write("\n")
+            if args.json:  # each at once: a long benchmark may be stopped
+                write_json(args.json, content)
     return 0
 
 

@@ -7,7 +7,6 @@ in turn image by image. Prints a table and writes JSON.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -21,7 +20,7 @@ from tabulate import tabulate
 from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.benchmark import time_when_done
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
-from doublehead_d2.checkpoint.files import whole_file
+from doublehead_d2.checkpoint.files import write_json
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
 from doublehead_d2.engine.study import machine
@@ -56,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     content = {**machine(cfg.MODEL.DEVICE), "data": list(cfg.DATASETS.TEST), "floors": rows}
     print(tabulate(rows, headers="keys", floatfmt=".4g"))
     os.makedirs(args.output, exist_ok=True)
-    with whole_file(os.path.join(args.output, "score_floor.json")) as path, open(path, "w") as f:
-        json.dump(content, f, indent=1)
-        f.write("\n")
+    write_json(os.path.join(args.output, "score_floor.json"), content)
     return 0
 
 
