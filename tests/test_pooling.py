@@ -76,11 +76,13 @@ def test_gradients_traces_and_graphs_stay_in_one_thread(
     assert threads == {threading.get_ident()}
 
 
-def test_parallel_can_be_switched_off(threads: set[int]) -> None:
+def test_parallel_can_be_switched_off(threads: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     align = ParallelROIAlign(*SETTINGS)
     align.parallel = False
     with torch.no_grad():
         align(torch.randn(2, 6, 16, 24), rois(50))
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        ParallelROIAlign(*SETTINGS)(torch.randn(2, 6, 16, 24), rois(50))
     assert threads == {threading.get_ident()}
 
 

@@ -31,17 +31,18 @@ class ParallelROIAlign(ROIAlign):
         if not self.parallel or captured or other:
             return super().forward(input, rois)
         shape = (len(rois), input.shape[1], *self.output_size)
-        if math.prod(shape) < WORTH:
+        num_threads = torch.get_num_threads()
+        if num_threads == 1 or math.prod(shape) < WORTH:
             return super().forward(input, rois)
         out = input.new_empty(shape)
-        parts = torch.get_num_threads() * _PARTS_A_THREAD
+        parts = num_threads * _PARTS_A_THREAD
 
         @torch.inference_mode()  # every thread has its own mode
         def pool(part: Tensor, rows: Tensor) -> None:
             rows.copy_(super(ParallelROIAlign, self).forward(input, part))
 
         # Threads for this call alone: a process that is forked has none of its parent's.
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        with ThreadPoolExecutor(num_threads) as threads:
             list(threads.map(pool, rois.tensor_split(parts), out.tensor_split(parts)))
         return out
 
