@@ -370,7 +370,10 @@ def _most_bytes(events: Iterable[tuple[int, int]]) -> int:
 def profile_inference(
     model: GeneralizedRCNN, inputs: list[dict], precision: torch.dtype = torch.float32
 ) -> str:
-    """A table of the operators that a forward pass spends its time in, the dearest first."""
+    """A table of the operators that a forward pass spends its time in, the dearest first.
+
+    It has the caller's thread and torch's own, not RoIAlign where that has threads of its own.
+    """
     activities = [ProfilerActivity.CPU]
     if model.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
