@@ -1,5 +1,6 @@
 """What the tests share: an own place for data sets, small shapes data, one trained model."""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -11,18 +12,17 @@ import pytest
 
 from servers import Server
 
+# Processes that tests start import this file, too: they share the first one's place.
+INHERITED = "DOUBLEHEAD_D2_TEST_DATASETS"
+if INHERITED not in os.environ:
+    os.environ[INHERITED] = tempfile.mkdtemp(prefix="doublehead_d2_datasets_")
+    atexit.register(shutil.rmtree, os.environ[INHERITED], ignore_errors=True)
+DATASETS = Path(os.environ[INHERITED])
 # detectron2 and this package read the place of data sets when they are imported.
-DATASETS = Path(tempfile.mkdtemp(prefix="doublehead_d2_datasets_"))
 os.environ["DETECTRON2_DATASETS"] = str(DATASETS)
 
 REPOSITORY = Path(__file__).parent.parent
 TINY_EXT = "Shapes-Detection/double_head_ext_rcnn_tiny.yaml"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def datasets_root() -> Iterator[Path]:
-    yield DATASETS
-    shutil.rmtree(DATASETS, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
