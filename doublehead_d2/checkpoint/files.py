@@ -1,19 +1,16 @@
 """Checkpoint files: read without running code, converted, with a record of where they came from."""
 
-import contextlib
 import hashlib
-import json
 import logging
 import os
 import re
-import tempfile
-from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import torch
 
 from doublehead_d2.checkpoint.convert import read_foreign
 from doublehead_d2.checkpoint.pickles import ForbiddenPickleError, check_array_pickle
+from doublehead_d2.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -91,40 +88,6 @@ def convert_file(
         torch.save({"model": state, "converted_from": record}, temporary)
     logger.info("Converted %s (sha256 %s) to %s", path, record["sha256"], out)
     return record
-
-
-@contextlib.contextmanager
-def whole_file(path: str) -> Iterator[str]:
-    """A path to write to that becomes `path` at the end, and vanishes if that is not reached."""
-    temporary = f"{path}.{os.getpid()}.part"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-
-
-def write_json(path: str, content: Any) -> None:
-    """Write a JSON file that people can read, whole or not at all."""
-    with whole_file(path) as temporary, open(temporary, "w") as f:
-        json.dump(content, f, indent=1)
-        f.write("\n")
-
-
-def prepare_output(path: str) -> None:
-    """Make the folder of a file that is to be written later.
-
-    Raises:
-        ValueError: `path` is a folder.
-        OSError: the folder cannot be made, or not be written to.
-    """
-    if os.path.isdir(path):
-        raise ValueError(f"'{path}' is a folder; allowed: a file to write")
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def sha256_of(path: str) -> str:

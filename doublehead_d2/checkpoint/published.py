@@ -9,7 +9,8 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 
 from doublehead_d2.checkpoint.download import check_hash, download
-from doublehead_d2.checkpoint.files import convert_file, whole_file
+from doublehead_d2.checkpoint.files import convert_file
+from doublehead_d2.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +156,7 @@ def _convert(name: str, original: str, converted: str) -> None:
             *(original, record["num_classes"], PREFIX, name, COCO_CLASSES),
         )
     record["modified"] = os.stat(original).st_mtime_ns
-    with whole_file(_record_path(converted)) as temporary, open(temporary, "w") as f:
-        json.dump(record, f)
+    write_json(_record_path(converted), record)
 
 
 def _is_current(converted: str, original: str) -> bool:

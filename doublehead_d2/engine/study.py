@@ -1,7 +1,6 @@
 """One training of a study of the paper's tables, from config to scores."""
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -21,6 +20,7 @@ from doublehead_d2.analysis.paper_tables import EXT, EXT_MODES, METRICS
 from doublehead_d2.config import fall_back_to_cpu
 from doublehead_d2.engine.trainer import Trainer
 from doublehead_d2.evaluation import ModesEvaluator, build_evaluator, score_modes
+from doublehead_d2.files import write_json
 
 BACKBONE = "backbone"  # the run whose backbone, FPN and RPN all others start from
 BACKBONE_SCHEDULE = 6  # it starts from nothing and is trained this many times longer
@@ -67,9 +67,7 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
         "environment": description(cfg),
     }
     # Last, and at once: its presence says that the run is complete.
-    partial = folder / f"{RESULT_FILE}.partial"
-    partial.write_text(json.dumps(result) + "\n")
-    os.replace(partial, folder / RESULT_FILE)
+    write_json(folder / RESULT_FILE, result)
 
 
 def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> CfgNode:

@@ -16,9 +16,9 @@ from tabulate import tabulate
 
 from doublehead_d2.analysis.benchmark import find_device
 from doublehead_d2.analysis.conv_head import LAYOUTS, WAYS, build_conv_head, time_ways
-from doublehead_d2.checkpoint.files import prepare_output, write_json
 from doublehead_d2.engine.memory import keep_freed_memory
 from doublehead_d2.engine.study import machine
+from doublehead_d2.files import prepare_output, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:

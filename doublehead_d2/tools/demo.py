@@ -6,7 +6,6 @@ writes one picture an image and all boxes as `detections.json` into --output.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from detectron2.structures import Instances
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.data.check import check_datasets
+from doublehead_d2.files import write_json
 from doublehead_d2.inference import Predictor
 from doublehead_d2.visualize import draw_ground_truth, draw_predictions, side_by_side
 
@@ -78,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 batch.append((record, image))
         detections += _predict(predictor, batch, args.output, args.score_threshold)
-    path = os.path.join(args.output, "detections.json")
-    with open(path, "w") as f:
-        json.dump(detections, f, indent=1)
+    write_json(os.path.join(args.output, "detections.json"), detections)
     boxes = sum(len(entry["detections"]) for entry in detections)
     print(f"{len(detections)} pictures and {boxes} boxes (detections.json) are in {args.output}")
     for file_name in unreadable:

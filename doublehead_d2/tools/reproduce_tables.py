@@ -20,6 +20,7 @@ from doublehead_d2.analysis import paper_tables
 from doublehead_d2.data import check_datasets, write_shapes
 from doublehead_d2.data.builtin import shapes_root
 from doublehead_d2.engine.study import BACKBONE, RESULT_FILE, run, study_config
+from doublehead_d2.files import write_json
 
 MODULE = "doublehead_d2.tools.reproduce_tables"
 SETTINGS_FILE = "settings.json"
@@ -72,7 +73,7 @@ def write_tables(output: Path) -> str:
     """Write results.json and tables.md from the finished runs in `output`; returns the latter."""
     results = [json.loads(p.read_text()) for p in sorted(output.glob(f"*/*/{RESULT_FILE}"))]
     content = {**json.loads((output / SETTINGS_FILE).read_text()), "runs": results}
-    (output / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_json(output / "results.json", content)
     text = format_tables(content)
     (output / "tables.md").write_text(text)
     return text
@@ -112,7 +113,7 @@ def _keep_settings(output: Path, opts: Sequence[str]) -> None:
                 f"{' '.join(opts) or '(none)'}; choose another --output"
             )
     output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"opts": list(opts)}) + "\n")
+    write_json(path, {"opts": list(opts)})
 
 
 def _run_all(

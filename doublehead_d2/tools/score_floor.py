@@ -20,10 +20,10 @@ from tabulate import tabulate
 from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.benchmark import time_when_done
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
-from doublehead_d2.checkpoint.files import write_json
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
 from doublehead_d2.engine.study import machine
+from doublehead_d2.files import write_json
 
 FLOORS = [0.0, 0.001, 0.005, 0.01, 0.02, 0.03, 0.05]
 
