@@ -212,14 +212,14 @@ def test_readme_has_the_golden_numbers_of_every_config() -> None:
 
 
 def test_tool_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    path = tmp_path / "complexity.json"
+    path = tmp_path / "new" / "complexity.json"
     names = ["Shapes-Detection/single_fc_rcnn_tiny.yaml", TINY_EXT]
     assert tool.main([*names, "--json", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["config", *names]
     assert len({len(line) for line in lines}) == 1, "columns are not aligned"
     written = json.loads(path.read_text())
-    assert list(written) == sorted(names)
+    assert list(written) == names
     assert written[TINY_EXT] == model_complexity(read(TINY_EXT))
     total = written[TINY_EXT]["parameters"]["total"]
     assert lines[2].split()[1] == f"{total / 10**6:.2f}"
@@ -239,10 +239,16 @@ def test_tool_names_an_unknown_key(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "MODEL.NO_SUCH_KEY" in capsys.readouterr().err
 
 
-def test_tool_names_the_nearest_config(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_tool_names_the_nearest_config(capsys: pytest.CaptureFixture) -> None:
     assert tool.main([TINY_EXT, "Shapes-Detection/single_fc.yaml"]) == 1
     captured = capsys.readouterr()
     assert "no config file 'Shapes-Detection/single_fc.yaml'" in captured.err
     assert "single_fc_rcnn_tiny.yaml" in captured.err and not captured.out
-    assert tool.main([TINY_EXT, "--json", str(tmp_path / "none" / "c.json")]) == 1
-    assert "c.json" in capsys.readouterr().err
+
+
+def test_tool_refuses_a_folder_before_it_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "model_complexity", lambda cfg: pytest.fail("counted first"))
+    assert tool.main([TINY_EXT, "--json", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"'{tmp_path}' is a folder; allowed: a file to write\n"

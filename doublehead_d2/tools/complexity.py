@@ -1,13 +1,13 @@
 """Parameters and FLOPs of systems: python -m doublehead_d2.tools.complexity [CONFIG ...]"""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.complexity import model_complexity
+from doublehead_d2.files import prepare_output, write_json
 
 HEADS = ("box_head", "reg_head")
 
@@ -34,15 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argument_parser().parse_args(argv)
     names = args.configs or model_zoo.list_configs()
     try:
-        # All names are looked up before the first is counted.
+        # All that may be wrong is looked at before the first is counted.
         paths = {n: n if os.path.isfile(n) else model_zoo.get_config_file(n) for n in names}
+        if args.json:
+            prepare_output(args.json)
         results = {
             name: model_complexity(model_zoo.read_config(path)) for name, path in paths.items()
         }
         if args.json:
-            with open(args.json, "w") as f:
-                json.dump(results, f, indent=1, sort_keys=True)
-                f.write("\n")
+            write_json(args.json, results)
     except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
         print(error, file=sys.stderr)
         return 1
