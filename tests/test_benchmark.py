@@ -1,8 +1,9 @@
 """The benchmark measures what it says: which models, how many RoIs, in turn."""
 
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from doublehead_d2.analysis.benchmark import (
     build_variant,
     prepare,
     random_inputs,
+    seconds_of,
     time_inference,
     time_training,
 )
@@ -134,14 +136,56 @@ def test_plain_variants_detect_the_same() -> None:
 
 
 def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(1000))
-    monkeypatch.setattr(benchmark, "time_when_done", lambda device: next(clock) ** 2)
+    clock = itertools.count()
+
+    def seconds_of(run: Callable[[], None], device: torch.device) -> int:
+        run()
+        return next(clock) ** 2
+
+    monkeypatch.setattr(benchmark, "seconds_of", seconds_of)
     models = {name: build_variant(name, "cpu", SMALL) for name in (BASELINE, "double_head")}
     inputs = random_inputs(SETTING)
-    # Readings of the clock are 0, 1, 4, 9, ...: after 4 of warm-up the baseline's rounds last from
-    # 16 to 25, 64 to 81 and 144 to 169, those of the other 36 to 49, 100 to 121 and 196 to 225.
+    # Runs take 0, 1, 4, 9, ... seconds: after the 2 of warm-up the baseline's take 4, 16 and 36,
+    # the other's 9, 25 and 49.
     results = time_inference(models, [inputs], repetitions=3)
-    assert [results[name]["seconds"] for name in models] == [17, 21]
+    assert [results[name]["seconds"] for name in models] == [16, 25]
+
+
+def test_seconds_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [5.0]
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark.time, "perf_counter", lambda: now[-1])
+        assert seconds_of(lambda: now.append(7.5), torch.device("cpu")) == 2.5
+
+
+def test_seconds_on_a_gpu_are_those_of_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: object) -> None:
+            log.append("record")
+
+        def synchronize(self) -> None:
+            log.append("wait for the event")
+
+        def elapsed_time(self, end: object) -> float:
+            return 1500.0  # ms
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            assert device.index == 1, "not the model's device"
+
+        def synchronize(self) -> None:
+            log.append("wait for the stream")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    assert seconds_of(lambda: log.append("run"), torch.device("cuda:1")) == 1.5
+    waits = "wait for the stream", "wait for the event"
+    assert log == [waits[0], "record", "run", "record", waits[1]]
 
 
 def test_training_is_a_step_without_an_update() -> None:

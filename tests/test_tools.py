@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, TINY_EXT
 from doublehead_d2.tools import demo, make_shapes, quickstart, score_floor
 
 
@@ -80,6 +80,33 @@ def test_score_floor_trades_rois_for_ap(
     assert abs(exact["AP"] - floored["AP"]) < 2
     assert score_floor.main([*words[:-1], "0.2"]) == 1
     assert "SCORE_FLOOR is 0.2; allowed: 0 to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-images", "0"], "--num-images is 0; allowed: 1 or more"),
+        (["--opts", "DATASETS.TEST", "()"], "DATASETS.TEST is empty; allowed: data to score"),
+        ([], "MODEL.WEIGHTS is empty; allowed: the weights of"),
+        (["--opts", "MODEL.WEIGHTS", "a.pth", "MODEL.ROI_HEADS.NAME", "StandardROIHeads"],
+         "MODEL.ROI_HEADS.NAME is 'StandardROIHeads'; allowed: 'DoubleHeadROIHeads'"),
+    ],
+)  # fmt: skip
+def test_score_floor_refuses(
+    words: list[str], message: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--config-file", TINY_EXT, "--output", str(tmp_path), *words]
+    assert score_floor.main(words) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_score_floor_refuses_a_folder_that_is_a_file(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    words = ["--config-file", TINY_EXT, "--output", str(tmp_path / "file")]
+    assert score_floor.main(words) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -286,10 +286,8 @@ def _time(
     for repetition in range(warmup + repetitions):
         inputs = batches[max(repetition - warmup, 0) % len(batches)]
         for name in models:
-            start = time_when_done(device)
             with _autocast(device, precision):
-                run(name, inputs)
-            elapsed = time_when_done(device) - start
+                elapsed = seconds_of(partial(run, name, inputs), device)
             if repetition >= warmup:
                 seconds[name].append(elapsed)
     results = {}
@@ -312,7 +310,7 @@ def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
 
 def _count(model: GeneralizedRCNN, run: Callable[[], None]) -> dict[str, float]:
     """What a run takes whatever the machine's speed."""
-    with FlopCounterMode(display=False) as counter, _counting_rois(model) as rois:
+    with FlopCounterMode(display=False) as counter, counting_rois(model) as rois:
         run()
     # In a run of its own: the counter keeps what activation checkpoints would free.
     with _recording_peak(model.device) as peak:
@@ -406,16 +404,25 @@ def find_device(name: str | None) -> str:
     return name
 
 
-def time_when_done(device: torch.device) -> float:
-    """The time in seconds when all work on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds from the start of `run` to the end of its work on the device."""
+    if device.type != "cuda":
+        start_time = time.perf_counter()
+        run()
+        return time.perf_counter() - start_time
+    stream = torch.cuda.current_stream(device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    stream.synchronize()  # else work from before would be in it
+    start.record(stream)
+    run()
+    end.record(stream)
+    end.synchronize()
+    return start.elapsed_time(end) / 1000  # events count milliseconds
 
 
 @contextmanager
-def _counting_rois(model: GeneralizedRCNN) -> Iterator[list[int]]:
-    """Filled with the number of RoIs of each call of the regression head."""
+def counting_rois(model: GeneralizedRCNN) -> Iterator[list[int]]:
+    """Filled with the number of RoIs of each call of the regression head, if there is one."""
     rois: list[int] = []
     if not isinstance(model.roi_heads, DoubleHeadROIHeads):
         yield rois

@@ -3,13 +3,14 @@
 import copy
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.analysis.benchmark import time_when_done
+from doublehead_d2.analysis.benchmark import seconds_of
 from doublehead_d2.modeling import DoubleHeadConvHead
 from doublehead_d2.modeling.blocks import NonLocalBlock
 from doublehead_d2.modeling.folding import fold_batch_norms
@@ -70,9 +71,7 @@ def time_ways(
         seconds: dict[str, list[float]] = {way: [] for way in runs}
         for _ in range(repetitions):
             for way, run in runs.items():
-                start = time_when_done(x.device)
-                run(x)
-                seconds[way].append(time_when_done(x.device) - start)
+                seconds[way].append(seconds_of(partial(run, x), x.device))
     expected = outputs[REFERENCE]
     medians = {way: statistics.median(values) for way, values in seconds.items()}
     return {

@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +19,12 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.analysis.benchmark import time_when_done
+from doublehead_d2.analysis.benchmark import counting_rois, seconds_of
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
 from doublehead_d2.engine.study import machine
-from doublehead_d2.files import write_json
+from doublehead_d2.files import prepare_output, write_json
 
 FLOORS = [0.0, 0.001, 0.005, 0.01, 0.02, 0.03, 0.05]
 
@@ -47,15 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cfg = model_zoo.get_config(args.config_file)
         cfg.merge_from_list([*args.opts, "OUTPUT_DIR", args.output])
+        if args.num_images < 1:
+            raise ValueError(f"--num-images is {args.num_images}; allowed: 1 or more")
+        if not cfg.DATASETS.TEST:
+            raise ValueError("DATASETS.TEST is empty; allowed: data to score the model on")
         check_datasets(cfg.DATASETS.TEST)
+        path = os.path.join(args.output, "score_floor.json")
+        prepare_output(path)
         rows = measure(cfg, args.floors, args.num_images)
     except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
         print(error, file=sys.stderr)
         return 1
     content = {**machine(cfg.MODEL.DEVICE), "data": list(cfg.DATASETS.TEST), "floors": rows}
     print(tabulate(rows, headers="keys", floatfmt=".4g"))
-    os.makedirs(args.output, exist_ok=True)
-    write_json(os.path.join(args.output, "score_floor.json"), content)
+    write_json(path, content)
     return 0
 
 
@@ -68,10 +74,15 @@ def measure(cfg: CfgNode, floors: Sequence[float], num_images: int) -> list[dict
         num_images: timed images of the first test data set.
 
     Raises:
-        ValueError: a floor that the config does not allow, or a model without weights.
+        ValueError: a floor that the config does not allow, a model without weights, or one that is
+            no Double-Head.
     """
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty; allowed: the weights of a trained model")
+    if cfg.MODEL.ROI_HEADS.NAME != "DoubleHeadROIHeads":
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME is '{cfg.MODEL.ROI_HEADS.NAME}'; allowed: 'DoubleHeadROIHeads'"
+        )
     models: dict[float, Any] = {}
     rows = []
     for floor in dict.fromkeys(floors):
@@ -80,12 +91,8 @@ def measure(cfg: CfgNode, floors: Sequence[float], num_images: int) -> list[dict
         models[floor] = Trainer.build_model(cfg).eval()
         DoubleHeadCheckpointer(models[floor]).load(cfg.MODEL.WEIGHTS)
     for floor, model in models.items():
-        rois: list[int] = []
-        hook = model.roi_heads.reg_head.register_forward_pre_hook(
-            lambda module, inputs, rois=rois: rois.append(len(inputs[0]))
-        )
-        results = Trainer.test(cfg, model)
-        hook.remove()
+        with counting_rois(model) as rois:
+            results = Trainer.test(cfg, model)
         rows.append({"floor": floor, "AP": results["bbox"]["AP"], "RoIs": statistics.mean(rois)})
     for row, seconds in zip(rows, _seconds(cfg, models, num_images), strict=True):
         row["seconds"] = seconds
@@ -99,9 +106,7 @@ def _seconds(cfg: CfgNode, models: dict[float, Any], num_images: int) -> list[fl
     seconds: list[list[float]] = [[] for _ in models]
     for inputs, _ in zip(loader, range(num_images), strict=False):
         for model, values in zip(models.values(), seconds, strict=True):
-            start = time_when_done(model.device)
-            model(inputs)
-            values.append(time_when_done(model.device) - start)
+            values.append(seconds_of(partial(model, inputs), model.device))
     return [statistics.median(values) for values in seconds]
 
 
