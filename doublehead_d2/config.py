@@ -71,7 +71,8 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     node.CONV_HEAD.NORM = "BN"
     # In inference, fold batch norms into the convolutions before them: the same up to rounding, in
     # less time (dev/benchmarks). A second copy of the weights is kept; code that writes to
-    # `parameter.data` between two images must call the model's eval() then.
+    # `parameter.data` between two images must call the model's eval() then. Blocks with forward
+    # hooks, pruned or parametrised weights, or weights made in inference mode are left as they are.
     node.CONV_HEAD.FOLD_BN = False
     # In training, keep only the blocks' inputs for the backward pass and compute the rest again:
     # the same gradients for less memory and more time
@@ -83,8 +84,8 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     node.BOX_SOURCE = "reg_head"
 
     # In inference, show the regression head only those RoIs that can be detected: where scores are
-    # the classification head's alone, RoIs with a class above ROI_HEADS.SCORE_THRESH_TEST. The
-    # detections are the same.
+    # the classification head's alone, RoIs with a class above ROI_HEADS.SCORE_THRESH_TEST, none if
+    # boxes are, too. The detections are the same. (SCORE_FLOOR has its own switch, its value.)
     node.LAZY_REG_HEAD = True
     # In inference with fused scores, leave out RoIs whose probabilities by the classification head
     # are all below this; at most ROI_HEADS.SCORE_THRESH_TEST; 0 leaves out none. Lost are
@@ -268,7 +269,8 @@ def _check_score_floor(cfg: CfgNode) -> None:
     """A floor is for fused scores, and must not lie above the threshold of detections."""
     node, highest = cfg.MODEL.ROI_DOUBLE_HEAD, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
     fused = [word for word in SCORE_FUSIONS if word not in ("cls_head", "reg_head")]
-    if not 0 <= node.SCORE_FLOOR <= highest:
+    # Off is off, whatever the threshold: -1 shows all detections.
+    if node.SCORE_FLOOR and not 0 <= node.SCORE_FLOOR <= highest:
         raise ValueError(
             f"{_KEY}.SCORE_FLOOR is {node.SCORE_FLOOR}; allowed: 0 to "
             f"MODEL.ROI_HEADS.SCORE_THRESH_TEST, which is {highest}"

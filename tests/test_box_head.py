@@ -8,6 +8,8 @@ import torch
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling.roi_heads import build_box_head
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from builders import small_cfg
 from doublehead_d2 import DoubleHeadConvHead
@@ -169,6 +171,9 @@ def test_folded_weights_follow_every_change(mode: type) -> None:
     torch.optim.SGD(head.parameters(), lr=0.1).step()
     check()
     with torch.no_grad():
+        head.blocks[0].conv1.norm.running_mean.add_(1)
+    check()
+    with torch.no_grad():
         head.blocks[0].conv1.norm.bias.add_(1)
     check()
     head.blocks[0].conv1.weight.data = -head.blocks[0].conv1.weight.data  # moved
@@ -199,12 +204,46 @@ def test_keys_reach_the_head(key: str, name: str, on: bool) -> None:
     assert getattr(head, name.lower()) is on
 
 
-def test_folds_tensors_of_inference_mode() -> None:
+def test_tensors_of_inference_mode_are_not_folded() -> None:
+    """They count no changes, so that folded ones would stay as they were."""
     with torch.inference_mode():
         head, x = trained_head(fold_bn=True).eval(), torch.randn(5, 32, 7, 7)
-        folded = head(x)
+        head(x)
+        head.blocks[0].conv1.norm.bias.add_(1)
+        changed = head(x)
+        assert not head._folded
         head.fold_bn = False
-        torch.testing.assert_close(folded, head(x), rtol=1e-4, atol=1e-5)
+        assert torch.equal(changed, head(x))
+
+
+@torch.no_grad()
+def test_hooks_and_computed_weights_are_not_folded() -> None:
+    x, called = torch.randn(5, 32, 7, 7), []
+    changes = (
+        lambda head: head.blocks[1].register_forward_hook(lambda *args: called.append("hook")),
+        lambda head: prune.l1_unstructured(head.blocks[0].conv1, "weight", 0.5),
+        lambda head: weight_norm(head.blocks[0].conv1),
+    )
+    for change in changes:
+        head = trained_head(fold_bn=True).eval()
+        before = head(x)
+        change(head)
+        after = head(x)
+        head.fold_bn = False
+        assert torch.equal(after, head(x)) and before.shape == after.shape
+    assert called == ["hook"] * 2
+
+
+@torch.no_grad()
+def test_norms_that_adapt_see_all_rois_at_once() -> None:
+    head, x = trained_head(fold_bn=True).eval(), torch.randn(40, 32, 7, 7)
+    head.cpu_chunk = 16
+    norms = [module for module in head.modules() if isinstance(module, nn.BatchNorm2d)]
+    counts = [int(norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.train()
+    head(x)
+    assert [int(norm.num_batches_tracked) for norm in norms] == [count + 1 for count in counts]
 
 
 def test_a_trace_does_not_fold() -> None:

@@ -2,12 +2,13 @@
 
 import collections
 import random
+from functools import partial
 
 import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.structures import Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from builders import (
     EXT,
@@ -108,7 +109,8 @@ def test_lazy_detections_are_those_of_all_rois(variant: str, threshold: float) -
                 heads.predict(features, [x.proposal_boxes for x in proposals]).cls_head, proposals
             )
         )
-        assert seen[:2] == [sum(counts), survivors]
+        # Of the fc-head's boxes and scores the conv-head has no part.
+        assert seen[:2] == [sum(counts), 0 if variant == "boxes of the fc-head" else survivors]
 
 
 @torch.no_grad()
@@ -248,6 +250,40 @@ def test_floor_leaves_out_what_the_fc_head_does_not_believe_in(fusion: str) -> N
 
 
 @torch.no_grad()
+def test_a_roi_at_the_floor_stays() -> None:
+    heads = diverse_heads(*EXT, THRESHOLD, 0.9)
+    features, proposals = random_features(1), proposals_of((40,), 0)
+    predictions = heads.predict(features, [proposals[0].proposal_boxes])
+    (probs,) = heads.box_predictor.predict_probs(predictions.cls_head, proposals)
+    best = probs[:, :-1].amax(dim=1).sort(descending=True)[0]
+    heads.score_floor = best[9].item()
+    seen = count_rois(heads)
+    heads.detect(features, proposals)
+    assert seen == [10]
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@torch.no_grad()
+def test_kept_are_the_proposals_where_some_boxes_are_not_finite(lazy: bool) -> None:
+    heads = diverse_heads(THRESHOLD, 0.3)
+    features, proposals = random_features(1), proposals_of((40,), 0)
+    predictions = heads.predict(features, [proposals[0].proposal_boxes])
+    (probs,) = heads.box_predictor.predict_probs(predictions.cls_head, proposals)
+    broken = (probs[:, :-1] > 0.3).any(dim=1).nonzero()[:3, 0]
+
+    def break_boxes(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        # What cannot be detected is not shown: the three are the first that the head sees then.
+        output[slice(3) if lazy else broken] = float("nan")
+        return output
+
+    heads.reg_head.register_forward_hook(break_boxes)
+    detect = heads.detect if lazy else partial(full, heads)
+    (detections,), (kept,) = detect(features, proposals)
+    assert len(kept) and not set(kept.tolist()) & set(broken.tolist())
+    assert torch.equal(probs[kept, detections.pred_classes], detections.scores)
+
+
+@torch.no_grad()
 def test_what_a_floor_loses_is_bounded() -> None:
     """A lost detection had less than the floor from the classification head."""
     heads = diverse_heads(*EXT, THRESHOLD, 0.3)
@@ -270,6 +306,10 @@ def test_fused_scores_need_all_rois() -> None:
     seen = count_rois(heads)
     heads._forward_box(random_features(1), proposals_of((30,), 0))
     assert seen == [30]
+
+
+def test_no_floor_allows_every_threshold() -> None:
+    assert small_heads(*EXT, THRESHOLD, -1.0).score_floor == 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from doublehead_d2.config import check_conv_head_config
 from doublehead_d2.modeling.blocks import NonLocalBlock, ResidualBlock
-from doublehead_d2.modeling.folding import fold_batch_norms
+from doublehead_d2.modeling.folding import can_fold, fold_batch_norms
 
 # RoIs that go through the blocks together in inference on a CPU: their maps then stay in its cache,
 # and no time goes into asking for memory. 32 to 64 were fastest; the output is the same up to
@@ -53,7 +53,9 @@ class DoubleHeadConvHead(nn.Module):
             nonlocal_dim: inner channels of the non-local blocks.
             nonlocal_groups: groups of a non-local block, a divisor of `nonlocal_dim`.
             norm: normalisation, a name that `detectron2.layers.get_norm` knows.
-            fold_bn: in inference, fold batch norms into the convolutions.
+            fold_bn: in inference, fold batch norms into the convolutions, but for blocks with
+                forward hooks (pruning has some), parametrised weights or tensors made in inference
+                mode, whose changes cannot be seen.
             use_act_checkpoint: in training, keep only the blocks' inputs for the backward pass.
         """
         super().__init__()
@@ -103,10 +105,12 @@ class DoubleHeadConvHead(nn.Module):
                 x = _checkpoint(block, x)
             return x.mean(dim=(2, 3))
 
-        folds = self.fold_bn and not (self.training or learns or tracing)
+        # Of the norms alone, too, where their statistics are adapted to test data
+        training = any(module.training for module in self.modules())
+        folds = self.fold_bn and not (training or learns or tracing) and can_fold(self.blocks)
         blocks = self._folded_blocks() if folds else self.blocks
         # Batch norm needs all RoIs in training.
-        if self.training or tracing or x.device.type != "cpu":
+        if training or tracing or x.device.type != "cpu":
             return blocks(x).mean(dim=(2, 3))
         return torch.cat([blocks(chunk).mean(dim=(2, 3)) for chunk in x.split(self.cpu_chunk)])
 
@@ -121,8 +125,7 @@ class DoubleHeadConvHead(nn.Module):
         A change of `weight.data` is seen by nothing but the next `eval()`.
         """
         tensors = [*self.blocks.parameters(), *self.blocks.buffers()]
-        # Tensors made in inference mode have no version.
-        state = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
+        state = [(x.data_ptr(), x._version) for x in tensors]
         if state != self._folded_from:
             folded = fold_batch_norms(self.blocks).requires_grad_(False)
             # What is left takes less time with channels last (dev/benchmarks/conv_head_cpu.json).

@@ -185,10 +185,16 @@ class DoubleHeadROIHeads(StandardROIHeads):
         else:
             survivors = [b >= self.score_floor for b in best]
         rows = torch.cat(survivors)
-        predictions = DoubleHeadPredictions(
-            cls_head=HeadPredictions(cls_head.scores[rows], cls_head.deltas[rows]),
-            reg_head=self._predict_reg_head(maps, boxes, cls_pooled, survivors),
-        )
+        cls_head = HeadPredictions(cls_head.scores[rows], cls_head.deltas[rows])
+        if self.score_fusion == self.box_source == "cls_head":
+            # Nothing is asked of the regression head; zeros stand for what it says.
+            nobody = [torch.zeros_like(mask) for mask in survivors]
+            said = self._predict_reg_head(maps, boxes, cls_pooled, nobody)
+            count = len(cls_head.scores)
+            reg_head = HeadPredictions(*(x.new_zeros(count, x.shape[1]) for x in said))
+        else:
+            reg_head = self._predict_reg_head(maps, boxes, cls_pooled, survivors)
+        predictions = DoubleHeadPredictions(cls_head, reg_head)
         proposals = [x[mask] for x, mask in zip(proposals, survivors, strict=True)]
         detections, kept = self.inference(predictions, proposals)
         indices = [mask.nonzero().squeeze(1) for mask in survivors]
@@ -326,7 +332,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
 
         Returns:
             detections with `pred_boxes`, `scores` and `pred_classes`, and for each image the
-            indices of its proposals that they come from, as `fast_rcnn_inference` gives them.
+            indices of its proposals that they come from.
         """
         fusion = score_fusion or self.score_fusion
         layers, head_predictions = self._box_source(predictions, box_source or self.box_source)
@@ -336,19 +342,20 @@ class DoubleHeadROIHeads(StandardROIHeads):
             boxes = [clip_to_pixels(b, s) for b, s in zip(boxes, image_sizes, strict=True)]
         cls_probs = self.box_predictor.predict_probs(predictions.cls_head, proposals)
         reg_probs = self.reg_predictor.predict_probs(predictions.reg_head, proposals)
-        return fast_rcnn_inference(
+        scores = [fuse_scores(*probs, fusion) for probs in zip(cls_probs, reg_probs, strict=True)]
+        detections, kept = fast_rcnn_inference(
             boxes,
-            [
-                fuse_scores(cls_probs_per_image, reg_probs_per_image, fusion)
-                for cls_probs_per_image, reg_probs_per_image in zip(
-                    cls_probs, reg_probs, strict=True
-                )
-            ],
+            scores,
             image_sizes,
             self.box_predictor.test_score_thresh,
             self.box_predictor.test_nms_thresh,
             self.box_predictor.test_topk_per_image,
         )
+        # It counts the rows that are left when it has left out those that are not finite.
+        finite = [
+            torch.cat(x, dim=1).isfinite().all(dim=1) for x in zip(boxes, scores, strict=True)
+        ]
+        return detections, [f.nonzero().squeeze(1)[k] for f, k in zip(finite, kept, strict=True)]
 
     def _inference_in_modes(
         self, predictions: DoubleHeadPredictions, proposals: list[Instances]

@@ -1,14 +1,31 @@
 """Batch norms folded into the convolutions before them, for inference."""
 
 import copy
+import itertools
 from typing import Any, TypeVar
 
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
 
 M = TypeVar("M", bound=nn.Module)
 _FOLDED = (nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm, FrozenBatchNorm2d)
+
+
+def can_fold(module: nn.Module) -> bool:
+    """Whether a folded copy would do all that `module` does, and changes of it could be seen.
+
+    A copy does not call the hooks of the original, weights of pruning and parametrisations are made
+    in forward passes, and tensors made in inference mode do not count their changes.
+    """
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return not (
+        any(
+            m._forward_hooks or m._forward_pre_hooks or is_parametrized(m) for m in module.modules()
+        )
+        or any(x.is_inference() for x in tensors)
+    )
 
 
 def fold_batch_norms(module: M) -> M:

@@ -1,15 +1,19 @@
 """RoIAlign on all cores of a CPU."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor
 
-# Parts a thread takes in turn: some RoIs are larger than others, and take longer.
+# Parts that a thread takes at least: some RoIs are larger than others, and take longer.
 _PARTS_A_THREAD = 4
+# Values of a part at most. From here on (ATen's GRAIN_SIZE) torch itself would fill and copy a part
+# with all threads, as many more for every thread of ours.
+_PART = 1 << 15
 # Values to pool from which threads pay: 80 RoIs of 256 x 7 x 7. Fewer are pooled before OpenMP's
 # threads, awake for some milliseconds after a convolution, leave the cores.
 WORTH = 1 << 20
@@ -34,16 +38,39 @@ class ParallelROIAlign(ROIAlign):
         num_threads = torch.get_num_threads()
         if num_threads == 1 or math.prod(shape) < WORTH:
             return super().forward(input, rois)
+        input = input.contiguous()  # once: the operator would do it for every part
         out = input.new_empty(shape)
-        parts = num_threads * _PARTS_A_THREAD
+        rows = min(len(rois) // (num_threads * _PARTS_A_THREAD), _PART // math.prod(shape[1:]))
+        parts: SimpleQueue[tuple[Tensor, Tensor]] = SimpleQueue()
+        for part in zip(rois.split(max(1, rows)), out.split(max(1, rows)), strict=True):
+            parts.put(part)
+        errors: list[BaseException] = []
 
         @torch.inference_mode()  # every thread has its own mode
-        def pool(part: Tensor, rows: Tensor) -> None:
-            rows.copy_(super(ParallelROIAlign, self).forward(input, part))
+        def pool() -> None:
+            try:
+                while not errors:
+                    part, rows_of_part = parts.get_nowait()
+                    rows_of_part.copy_(super(ParallelROIAlign, self).forward(input, part))
+            except Empty:
+                pass
+            except BaseException as error:
+                errors.append(error)
 
         # Threads for this call alone: a process that is forked has none of its parent's.
-        with ThreadPoolExecutor(num_threads) as threads:
-            list(threads.map(pool, rois.tensor_split(parts), out.tensor_split(parts)))
+        threads = []
+        for _ in range(num_threads - 1):
+            thread = Thread(target=pool, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the limit of threads is reached, or Python is shutting down
+                break
+            threads.append(thread)
+        pool()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
         return out
 
 
