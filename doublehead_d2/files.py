@@ -31,12 +31,17 @@ def prepare_output(path: str) -> None:
     """Make the folder of a file that is to be written later.
 
     Raises:
-        ValueError: `path` is a folder.
+        ValueError: `path` is empty or a folder, or its folder is a file.
         OSError: the folder cannot be made, or not be written to.
     """
+    if not path:
+        raise ValueError("the name of a file to write is empty")
     if os.path.isdir(path):
         raise ValueError(f"'{path}' is a folder; allowed: a file to write")
     folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"'{path}' lies below a file; allowed: below a folder") from None
     with tempfile.TemporaryFile(dir=folder):
         pass

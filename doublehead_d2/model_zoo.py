@@ -6,6 +6,7 @@ import os
 from importlib import resources
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
@@ -73,10 +74,20 @@ def get_config(name_or_path: str, trained: bool = False) -> CfgNode:
 
 
 def read_config(path: str) -> CfgNode:
-    """The config of a YAML file as :func:`get_config` reads it, MODEL.DEVICE as it stands there."""
+    """The config of a YAML file as :func:`get_config` reads it, MODEL.DEVICE as it stands there.
+
+    Raises:
+        ValueError: the file is no YAML, or no config.
+        KeyError: a key that is none.
+    """
     cfg = get_cfg()
     add_doublehead_config(cfg)
-    cfg.merge_from_file(path)
+    try:
+        cfg.merge_from_file(path)
+    except (TypeError, AttributeError):  # no mapping
+        raise ValueError(f"'{path}' is no config; allowed: YAML of keys and values") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"'{path}' is no YAML: {error}") from None
     _find_weights_beside(cfg, path)
     _register_class_names(cfg)
     return cfg

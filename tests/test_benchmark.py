@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.layers import ROIAlign
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import StandardROIHeads
 
@@ -48,6 +49,7 @@ SETTING = Setting(image_size=(128, 160), num_proposals=100, survivors=0.3)
 # Of the 100 RoIs of an image: all, or the survivors where scores are the fc-head's
 SEEN = {
     "faster_rcnn": 0,
+    "faster_rcnn_pooled": 0,
     "double_head_plain": 100,
     "double_head": 30,
     "mmdet_layout_plain": 100,
@@ -116,7 +118,12 @@ def kinds(heads: DoubleHeadROIHeads) -> set[str]:
 
 
 def test_variants_are_what_they_are_called() -> None:
-    assert list(KINDS) == [name for name in VARIANTS if name != BASELINE]
+    pooled = build_variant("faster_rcnn_pooled", "cpu", SMALL).roi_heads
+    aligns = pooled.box_pooler.level_poolers
+    assert type(pooled) is StandardROIHeads and all(align.parallel for align in aligns)
+    aligns = build_variant(BASELINE, "cpu", SMALL).roi_heads.box_pooler.level_poolers
+    assert {type(align) for align in aligns} == {ROIAlign}
+    assert list(KINDS) == [name for name in VARIANTS if not name.startswith(BASELINE)]
     for name, expected in KINDS.items():
         assert kinds(build_variant(name, "cpu", SMALL).roi_heads) == expected, name
 
@@ -140,15 +147,21 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def seconds_of(run: Callable[[], None], device: torch.device) -> int:
         run()
-        return next(clock) ** 2
+        return next(clock) ** 3
 
     monkeypatch.setattr(benchmark, "seconds_of", seconds_of)
     models = {name: build_variant(name, "cpu", SMALL) for name in (BASELINE, "double_head")}
     inputs = random_inputs(SETTING)
-    # Runs take 0, 1, 4, 9, ... seconds: after the 2 of warm-up the baseline's take 4, 16 and 36,
-    # the other's 9, 25 and 49.
+    # Runs take 0, 1, 8, 27, ... seconds: after the 2 of warm-up the baseline's take 8, 64 and 216,
+    # the other's 27, 125 and 343.
     results = time_inference(models, [inputs], repetitions=3)
-    assert [results[name]["seconds"] for name in models] == [16, 25]
+    assert [results[name]["seconds"] for name in models] == [64, 125]
+    assert [results[name]["spread"] for name in models] == [216 - 8, 343 - 27]
+    assert results[BASELINE]["images_per_s"] == 1 / 64
+    results = time_inference(models, [inputs * 2], repetitions=1, warmup=0)
+    assert (
+        results["double_head"] | {"seconds": 729, "images_per_s": 2 / 729} == results["double_head"]
+    )
 
 
 def test_seconds_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +255,21 @@ def test_memory_is_the_models_and_the_peak_of_its_tensors(monkeypatch: pytest.Mo
     assert counted == {"gmacs": 0, "peak_mib": pytest.approx(weights + 3), "reg_head_rois": 0}
 
 
+def test_memory_has_the_weights_that_autocast_casts() -> None:
+    class Model(torch.nn.Linear):
+        device, roi_heads = torch.device("cpu"), None
+
+        def inference(self, x: torch.Tensor) -> torch.Tensor:
+            return self(x)
+
+    model, x = Model(1024, 1024, bias=False), torch.ones(1, 1024)
+    results = [
+        time_inference({"m": model}, [x], repetitions=1, precision=precision)["m"]["peak_mib"]
+        for precision in (torch.float32, torch.bfloat16)
+    ]
+    assert results == [pytest.approx(4, abs=0.5), pytest.approx(4 + 2, abs=0.5)]
+
+
 def test_most_bytes_by_hand() -> None:
     # 10, 10 + 30, 30, 30 + 5, 5, and a tensor from before is freed
     events = [(1, 10), (2, 30), (1, -10), (1, 5), (2, -30), (7, -100)]
@@ -307,7 +335,7 @@ def test_tool_prints_and_writes(kept: bool, tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     content = json.loads(path.read_text())
     assert [run["task"] for run in content["runs"]] == ["inference", "inference", "training"]
-    assert content["precision"] == "float32" and content["repetitions"] == 1
+    assert content["precision"] == "float32" and content["repetitions"] == content["warmup"] == 1
     assert content["keeps_freed_memory"] == kept
     assert [run["results"]["double_head"]["reg_head_rois"] for run in content["runs"][:2]] == [
         10,
@@ -315,7 +343,10 @@ def test_tool_prints_and_writes(kept: bool, tmp_path: Path, capsys: pytest.Captu
     ]
     for run in content["runs"]:
         assert list(run["results"]) == [BASELINE, "double_head"]  # the baseline is always there
-        assert run["results"][BASELINE]["ratio"] == 1
+        ours, baseline = (run["results"][name] for name in ("double_head", BASELINE))
+        assert (baseline["ratio"], baseline["memory_ratio"]) == (1, 1)
+        assert ours["ratio"] == ours["seconds"] / baseline["seconds"]
+        assert ours["memory_ratio"] == ours["peak_mib"] / baseline["peak_mib"]
     assert ("Self CPU time total" in printed) == (not kept)
     assert "num_proposals 50" in printed and content["versions"] in printed
 
@@ -324,11 +355,35 @@ def test_a_stopped_benchmark_keeps_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "results.json"
+    results = [{BASELINE: {"seconds": 1.0, "peak_mib": 2.0}}]
+    # The second finds none.
+    monkeypatch.setattr(tool, "time_inference", lambda *args, **kwargs: results.pop())
     words = ["--models", BASELINE, "--device", "cpu", "--image-size", "128", "160"]
-    words += ["--proposals", "50", "100000", "--repetitions", "1", "--json", str(path)]
-    assert tool.main([*words, "--opts", *map(str, SMALL)]) == 1
+    words += ["--proposals", "50", "60", "--repetitions", "1", "--json", str(path)]
+    with pytest.raises(IndexError):
+        tool.main([*words, "--opts", *map(str, SMALL)])
     (run,) = json.loads(path.read_text())["runs"]
     assert run["num_proposals"] == 50
+
+
+def test_too_many_proposals_are_refused_before_the_first_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "time_inference", lambda *args, **kwargs: pytest.fail("measured"))
+    words = ["--models", BASELINE, "--device", "cpu", "--image-size", "128", "160"]
+    words += ["--proposals", "50", "100000"]
+    assert tool.main([*words, "--opts", *map(str, SMALL)]) == 1
+    assert "100000 proposals are asked for; allowed: up to" in capsys.readouterr().err
+
+
+def test_a_setting_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    result = {BASELINE: {"seconds": 1.0, "peak_mib": 2.0}}
+    monkeypatch.setattr(tool, "time_inference", lambda *args, **kwargs: result)
+    words = ["--models", BASELINE, "--device", "cpu", "--image-size", "128", "160"]
+    words += ["--proposals", "50", "60", "50", "--survivors", "0.1", "0.1", "--json", str(path)]
+    assert tool.main([*words, "--opts", *map(str, SMALL)]) == 0
+    assert [run["num_proposals"] for run in json.loads(path.read_text())["runs"]] == [50, 60]
 
 
 @pytest.fixture(scope="module")
@@ -399,7 +454,8 @@ def test_tool_measures_a_trained_model(
     words += ["--repetitions", "1", "--profile"]
     assert tool.main([*words, "--batch-sizes", "1", "2", "--json", str(path)]) == 0
     # Three images make three batches, or a whole one of two
-    assert calls == [{"repetitions": n, "precision": torch.bfloat16} for n in (3, 1)]
+    others = {"warmup": 1, "precision": torch.bfloat16}
+    assert calls == [{"repetitions": n, **others} for n in (3, 1)]
     assert profiled == [torch.bfloat16] * 2 * len(TRAINED_VARIANTS)
     runs = json.loads(path.read_text())["runs"]
     assert [run["batch_size"] for run in runs] == [1, 2]
@@ -494,6 +550,21 @@ def test_readme_has_the_recorded_curves(readme: str) -> None:
         assert f"| {' | '.join(cells)} |" in readme, name
 
 
+def test_readme_has_the_recorded_trained_model(readme: str) -> None:
+    results = recorded("trained_cpu")["runs"][0]["results"]
+    (line,) = (line for line in readme.splitlines() if line.startswith("In the demo's trained"))
+    ratios = [f"{result['ratio']:.2f}" for name, result in results.items() if name != BASELINE]
+    assert re.findall(r" (\d+\.\d\d)(?=;| times)", line) == ratios
+    assert f"Faster R-CNN's {1000 * results[BASELINE]['seconds']:.0f} ms." in line
+
+
+def test_every_record_has_its_command() -> None:
+    folder = REPOSITORY / "dev" / "benchmarks"
+    commands = (folder / "README.md").read_text()
+    for path in folder.glob("*.*"):
+        assert path.name == "README.md" or f"| `{path.stem}" in commands, path
+
+
 def test_readme_has_the_recorded_training(readme: str) -> None:
     *_, run = recorded("training_cpu")["runs"]
     assert run["task"] == "training"
@@ -547,7 +618,17 @@ def test_readme_has_the_recorded_floors(readme: str) -> None:
             "'a.jpeq' ends in 'jpeq'; allowed: .*png",
         ),
         (["--json", "."], "'.' is a folder; allowed: a file to write"),
-        (["--json", "README.md/a.json"], "README.md"),
+        (["--json", "README.md/a.json"], "'README.md/a.json' lies below a file; allowed: below a"),
+        (["--json", ""], "the name of a file to write is empty"),
+        (
+            ["--proposals", "9", "8", "--json", "a.png", "--plot", "./a.png"],
+            "--json and --plot are 'a.png'; allowed: two files",
+        ),
+        (["--warmup", "-1"], "--warmup is -1; allowed: 0 or more"),
+        (["--opts", "MODEL.MASK_ON"], "--opts MODEL.MASK_ON; allowed: pairs, KEY VALUE"),
+        (["--opts", "MODEL.DEVICE", "cuda"], "--opts MODEL.DEVICE; allowed: --device"),
+        (["--opts", "MODEL.WEIGHTS", "a.pth"], "--opts MODEL.WEIGHTS; allowed: --trained"),
+        (["--trained", "LICENSE"], "'LICENSE' is no "),
         (["--device", "gpu"], "--device is 'gpu'; allowed here: cpu"),
         (["--device", "meta"], "--device is 'meta'; allowed here: cpu"),
         (["--opts", "MODEL.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),

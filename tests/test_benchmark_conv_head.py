@@ -83,7 +83,8 @@ def test_tool_writes_what_it_prints(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--rois", "0"], "--rois and --repetitions: allowed: 1 or more"),
+        (["--rois", "5", "0"], "--rois is 0; allowed: 1 or more"),
+        (["--repetitions", "-1"], "--repetitions is -1; allowed: 1 or more"),
         (["--device", "gpu"], "--device is 'gpu'; allowed here: cpu"),
         (["--json", "."], "'.' is a folder; allowed: a file to write"),
     ],

@@ -92,3 +92,18 @@ def test_weights_are_found_beside_the_config(
     (tmp_path / "output/demo").mkdir(parents=True)
     shutil.move(tmp_path / "model_final.pth", tmp_path / "output/demo/model_final.pth")
     assert model_zoo.get_config(config).MODEL.WEIGHTS == "output/demo/model_final.pth"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no config; allowed: YAML of keys and values"),
+        ("just words", "is no config; allowed: YAML of keys and values"),
+        ("MODEL: {", "is no YAML: while parsing"),
+    ],
+)
+def test_files_that_are_no_config_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"'{path}' {message}"):
+        model_zoo.get_config(str(path))

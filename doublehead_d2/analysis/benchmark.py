@@ -19,6 +19,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.profiler import ProfilerActivity, profile
@@ -27,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from doublehead_d2 import model_zoo
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.modeling import DoubleHeadConvHead, DoubleHeadROIHeads
-from doublehead_d2.modeling.pooling import ParallelROIAlign
+from doublehead_d2.modeling.pooling import ParallelROIAlign, pool_in_parallel
 
 BASELINE = "faster_rcnn"
 _NODE = "MODEL.ROI_DOUBLE_HEAD"
@@ -39,7 +40,8 @@ class Variant(NamedTuple):
     config: str  # name in the zoo
     opts: tuple = ()  # config changes, KEY, VALUE, ...
     tasks: tuple[str, ...] = ("inference",)
-    plain: bool = False  # on a CPU neither chunks in the conv-head nor RoIAlign in parallel
+    # On a CPU, neither chunks in the conv-head nor RoIAlign on all cores, or both; None: as built
+    plain: bool | None = None
 
 
 _FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_paper_1x.yaml"
@@ -55,6 +57,8 @@ _BOTH = ("inference", "training")
 # "_plain": every RoI through the whole conv-head at once, as in the two published implementations
 VARIANTS = {
     BASELINE: Variant(_FASTER, tasks=_BOTH),
+    # What of the difference to the baseline is RoIAlign's
+    "faster_rcnn_pooled": Variant(_FASTER, plain=False),
     "double_head_plain": Variant(_DOUBLE, _ALL_ROIS, plain=True),
     "double_head": Variant(_DOUBLE, tasks=_BOTH),
     "mmdet_layout_plain": Variant(_MMDET, _ALL_ROIS, plain=True),
@@ -148,13 +152,15 @@ def build_trained(name: str, cfg: CfgNode) -> GeneralizedRCNN:
     return model
 
 
-def _build(cfg: CfgNode, plain: bool) -> GeneralizedRCNN:
+def _build(cfg: CfgNode, plain: bool | None) -> GeneralizedRCNN:
     model = build_model(cfg).eval()
-    for module in model.modules() if plain else ():
-        if isinstance(module, DoubleHeadConvHead):
+    for module in model.modules() if plain is not None else ():
+        if isinstance(module, DoubleHeadConvHead) and plain:
             module.cpu_chunk = 1 << 30
-        elif isinstance(module, ParallelROIAlign):
+        elif isinstance(module, ParallelROIAlign) and plain:
             module.parallel = False
+        elif isinstance(module, ROIPooler) and not plain:
+            pool_in_parallel(module)
     return model
 
 
@@ -282,16 +288,16 @@ def _time(
     precision: torch.dtype,
 ) -> dict[str, dict[str, float]]:
     device = next(iter(models.values())).device
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for repetition in range(warmup + repetitions):
-        inputs = batches[max(repetition - warmup, 0) % len(batches)]
-        for name in models:
-            with _autocast(device, precision):
-                elapsed = seconds_of(partial(run, name, inputs), device)
-            if repetition >= warmup:
-                seconds[name].append(elapsed)
+
+    def run_round(name: str, repetition: int) -> None:
+        # A context for every run: weights that autocast has cast are kept as long as it lasts.
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            run(name, batches[max(repetition - warmup, 0) % len(batches)])
+
     results = {}
+    seconds = seconds_in_turn(run_round, models, warmup + repetitions, device)
     for name, values in seconds.items():
+        values = values[warmup:]
         median = statistics.median(values)
         quarters = statistics.quantiles(values, n=4) if len(values) > 1 else [median] * 3
         times = {
@@ -299,13 +305,8 @@ def _time(
             "spread": quarters[2] - quarters[0],
             "images_per_s": len(batches[0]) / median,
         }
-        with _autocast(device, precision):
-            results[name] = times | _count(models[name], partial(run, name, batches[0]))
+        results[name] = times | _count(models[name], partial(run_round, name, 0))
     return results
-
-
-def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def _count(model: GeneralizedRCNN, run: Callable[[], None]) -> dict[str, float]:
@@ -370,14 +371,14 @@ def profile_inference(
 ) -> str:
     """A table of the operators that a forward pass spends its time in, the dearest first.
 
-    It has the caller's thread and torch's own, not RoIAlign where that has threads of its own.
+    It has the caller's thread and torch's own; of RoIAlign on all cores, the caller's share.
     """
     activities = [ProfilerActivity.CPU]
     if model.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with (
         torch.no_grad(),
-        _autocast(model.device, precision),
+        torch.autocast(model.device.type, precision, enabled=precision != torch.float32),
         profile(activities=activities) as profiler,
     ):
         model.inference(inputs)
@@ -400,8 +401,21 @@ def find_device(name: str | None) -> str:
         known = False
     if not known:
         found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        raise ValueError(f"--device is '{name}'; allowed here: {', '.join(['cpu', *found])}")
-    return name
+        allowed = ["cpu", "cuda", *found] if found else ["cpu"]
+        raise ValueError(f"--device is '{name}'; allowed here: {', '.join(allowed)}")
+    return "cpu" if torch.device(name).type == "cpu" else name  # there is one, cpu:0
+
+
+def seconds_in_turn(
+    run: Callable[[str, int], object], names: Iterable[str], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of `run(name, round)` by name and round; all names in turn, round by round."""
+    names = list(names)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds):
+        for name in names:
+            seconds[name].append(seconds_of(partial(run, name, index), device))
+    return seconds
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:

@@ -1,19 +1,21 @@
 """Ways to run the conv-head in inference, side by side: what each saves, and what it changes."""
 
 import copy
+import logging
 import statistics
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.analysis.benchmark import seconds_of
+from doublehead_d2.analysis.benchmark import seconds_in_turn
 from doublehead_d2.modeling import DoubleHeadConvHead
 from doublehead_d2.modeling.blocks import NonLocalBlock
 from doublehead_d2.modeling.folding import fold_batch_norms
+
+logger = logging.getLogger(__name__)
 
 LAYOUTS = {
     "authors": "COCO-Detection/double_head_rcnn_R_50_FPN_paper_1x.yaml",
@@ -63,15 +65,21 @@ def time_ways(
 
     Returns:
         by way: "seconds", "ratio" to those of `REFERENCE`, and "difference", the largest from its
-        output, relative to the largest value there.
+        output, relative to the largest value there. "compiled" is left out, with a warning, where
+        torch cannot compile: without a compiler.
     """
     runs = {way: _way(way, head) for way in dict.fromkeys([REFERENCE, *ways])}
     with torch.no_grad():
-        outputs = {way: run(x).float() for way, run in runs.items()}
-        seconds: dict[str, list[float]] = {way: [] for way in runs}
-        for _ in range(repetitions):
-            for way, run in runs.items():
-                seconds[way].append(seconds_of(partial(run, x), x.device))
+        outputs = {}
+        for way in list(runs):
+            try:
+                outputs[way] = runs[way](x).float()
+            except Exception as error:
+                if way != "compiled":
+                    raise
+                logger.warning("torch.compile: %s", str(error).splitlines()[0])
+                del runs[way]
+        seconds = seconds_in_turn(lambda way, _: runs[way](x), runs, repetitions, x.device)
     expected = outputs[REFERENCE]
     medians = {way: statistics.median(values) for way, values in seconds.items()}
     return {

@@ -118,10 +118,20 @@ def description(cfg: CfgNode) -> dict[str, str]:
 
 def machine(device: str) -> dict[str, str]:
     """The hardware that computes on `device`, and the versions of what computes there."""
-    cpu = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    cpu = f"{os.cpu_count()} CPU cores ({_cpu_name()})"
     packages = ("torch", "torchvision", "detectron2", "numpy")
     versions = [f"{name} {metadata.version(name)}" for name in packages]
     return {
         "hardware": torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu,
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
     }
+
+
+def _cpu_name() -> str:
+    """The CPU's model where Linux tells it, else its architecture."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()

@@ -71,6 +71,7 @@ def argument_parser() -> argparse.ArgumentParser:
                         help="leave the C library as it is, as in a process that is not one of "
                         "this project's tools, instead of keeping freed memory")  # fmt: skip
     parser.add_argument("--repetitions", type=int, default=5, help="timed rounds (5)")
+    parser.add_argument("--warmup", type=int, default=1, help="rounds before them (1)")
     parser.add_argument("--json", metavar="FILE", help="write the results to this file")
     parser.add_argument("--plot", metavar="FILE", help="draw curves over several --proposals or "
                         "--survivors into this picture")  # fmt: skip
@@ -91,17 +92,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         content: dict[str, Any] = {**machine(device), "threads": torch.get_num_threads()}
         if device == "cpu":
             content["keeps_freed_memory"] = not args.release_memory and keep_freed_memory()
-        content |= {"precision": args.precision, "repetitions": args.repetitions, "runs": []}
+        else:  # what float32 is in products of convolutions and of matrices
+            content["tf32"] = [
+                torch.backends.cudnn.allow_tf32,
+                torch.backends.cuda.matmul.allow_tf32,
+            ]
+        content |= {name: getattr(args, name) for name in ("precision", "warmup", "repetitions")}
+        content["runs"] = []
         for run in _measure_trained(args, device) if args.trained else _measure(args, device):
             content["runs"].append(run)
             if args.json:  # each at once: a long benchmark may be stopped
                 write_json(args.json, content)
-    except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
+    # The first two are CfgNode's.
+    except (AssertionError, KeyError, ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"\n{content['hardware']}, {content['threads']} threads; {content['versions']}")
     if args.plot:
-        plot_scaling(content["runs"], args.plot)
+        plot_scaling(content, args.plot)
     return 0
 
 
@@ -111,6 +119,13 @@ def _check(args: argparse.Namespace) -> None:
     for name, values in counts.items():
         if min(values) < 1:
             raise ValueError(f"{name} is {min(values)}; allowed: 1 or more")
+    if args.warmup < 0:
+        raise ValueError(f"--warmup is {args.warmup}; allowed: 0 or more")
+    if len(args.opts) % 2:
+        raise ValueError(f"--opts {' '.join(args.opts)}; allowed: pairs, KEY VALUE ...")
+    for key, instead in (("MODEL.DEVICE", "--device"), ("MODEL.WEIGHTS", "--trained")):
+        if key in args.opts[::2] and not (args.trained and key == "MODEL.WEIGHTS"):
+            raise ValueError(f"--opts {key}; allowed: {instead}")
     if not all(0 <= share <= 1 for share in args.survivors):
         raise ValueError(f"--survivors is {args.survivors}; allowed: 0 to 1")
     one = len(set(args.proposals)) == len(set(args.survivors)) == 1
@@ -129,7 +144,10 @@ def _check(args: argparse.Namespace) -> None:
         _check_trained(args)
     if args.plot:
         check_picture(args.plot)
-    for path in filter(None, (args.json, args.plot)):
+    paths = [path for path in (args.json, args.plot) if path is not None]
+    if len({os.path.abspath(path) for path in paths}) < len(paths):
+        raise ValueError(f"--json and --plot are '{args.json}'; allowed: two files")
+    for path in paths:
         prepare_output(path)
 
 
@@ -161,13 +179,23 @@ def _measure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
     precision = getattr(torch, args.precision)
     size = tuple(args.image_size)
     models = {name: build_variant(name, device, args.opts) for name in _names(args, "inference")}
-    settings = itertools.product([size], args.batch_sizes, args.proposals, args.survivors)
-    for setting in itertools.starmap(Setting, settings if models else ()):
+    values = (dict.fromkeys(x) for x in (args.batch_sizes, args.proposals, args.survivors))
+    settings = list(itertools.starmap(Setting, itertools.product([size], *values)))
+    if len(settings) > 1:  # too many proposals are refused before the first is measured
+        largest = Setting(size, max(args.batch_sizes), max(args.proposals))
+        inputs = random_inputs(largest)
+        for model in models.values():
+            prepare(model, inputs, largest)
+    for setting in settings if models else ():
         inputs = random_inputs(setting)
         for model in models.values():
             prepare(model, inputs, setting)
         results = time_inference(
-            models, [inputs], repetitions=args.repetitions, precision=precision
+            models,
+            [inputs],
+            repetitions=args.repetitions,
+            warmup=args.warmup,
+            precision=precision,
         )
         yield _report("inference", setting._asdict(), results)
         if args.profile:
@@ -179,7 +207,13 @@ def _measure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
         # As many objects as RoIs of an image are foreground at most, a quarter of the sample: in
         # a trained model proposals find so many; those of a random RPN find none.
         inputs = random_inputs(setting, num_objects=128, num_classes=classes)
-        results = time_training(models, [inputs], repetitions=args.repetitions, precision=precision)
+        results = time_training(
+            models,
+            [inputs],
+            repetitions=args.repetitions,
+            warmup=args.warmup,
+            precision=precision,
+        )
         # Training samples its own RoIs.
         yield _report("training", {"image_size": size, "batch_size": 2}, results)
 
@@ -197,14 +231,17 @@ def _measure_trained(args: argparse.Namespace, device: str) -> Iterator[dict[str
     dataset = cfg.DATASETS.TEST[0]
     loader = Trainer.build_test_loader(cfg, dataset)
     images = [image for batch in itertools.islice(loader, NUM_TRAINED_IMAGES) for image in batch]
-    for size in args.batch_sizes:
-        if size > len(images):
-            raise ValueError(f"--batch-sizes is {size}; allowed: up to {len(images)} images")
+    if max(args.batch_sizes) > len(images):
+        raise ValueError(
+            f"--batch-sizes is {max(args.batch_sizes)}; allowed: up to {len(images)} images"
+        )
+    for size in dict.fromkeys(args.batch_sizes):
         batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
         results = time_inference(
             models,
             batches,
             repetitions=args.repetitions * len(batches),
+            warmup=args.warmup,
             precision=precision,
         )
         yield _report("inference, trained", {"data": dataset, "batch_size": size}, results)

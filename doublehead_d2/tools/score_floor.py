@@ -2,16 +2,16 @@
 
     python -m doublehead_d2.tools.score_floor --config-file output/demo/config.yaml
 
-Evaluates the model on DATASETS.TEST once with each floor, and times its forward passes, the floors
-in turn image by image. Prints a table and writes JSON.
+Evaluates the model on the first of DATASETS.TEST once with each floor, and times its forward passes
+there, the floors in turn image by image. Prints a table and writes JSON.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.analysis.benchmark import counting_rois, seconds_of
+from doublehead_d2.analysis.benchmark import counting_rois, time_inference
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
+from doublehead_d2.engine.memory import keep_freed_memory
 from doublehead_d2.engine.study import machine
 from doublehead_d2.files import prepare_output, write_json
 
@@ -40,11 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--floors", type=float, nargs="+", default=FLOORS,
                         help=f"({' '.join(map(str, FLOORS))})")  # fmt: skip
     parser.add_argument("--num-images", type=int, default=50, help="that are timed (50)")
+    parser.add_argument("--release-memory", action="store_true",
+                        help="do not keep freed memory in this process")  # fmt: skip
     parser.add_argument("--output", default="output/score_floor", help="(output/score_floor)")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="config changes, KEY VALUE ..., last"
     )
     args = parser.parse_args(argv)
+    # Printed by torch's profiler, of no use here
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     try:
         cfg = model_zoo.get_config(args.config_file)
         cfg.merge_from_list([*args.opts, "OUTPUT_DIR", args.output])
@@ -52,14 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--num-images is {args.num_images}; allowed: 1 or more")
         if not cfg.DATASETS.TEST:
             raise ValueError("DATASETS.TEST is empty; allowed: data to score the model on")
+        cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
         check_datasets(cfg.DATASETS.TEST)
         path = os.path.join(args.output, "score_floor.json")
         prepare_output(path)
+        content: dict[str, Any] = {**machine(cfg.MODEL.DEVICE), "threads": torch.get_num_threads()}
+        if cfg.MODEL.DEVICE == "cpu":
+            content["keeps_freed_memory"] = not args.release_memory and keep_freed_memory()
         rows = measure(cfg, args.floors, args.num_images)
     except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
         print(error, file=sys.stderr)
         return 1
-    content = {**machine(cfg.MODEL.DEVICE), "data": list(cfg.DATASETS.TEST), "floors": rows}
+    content |= {"data": cfg.DATASETS.TEST[0], "num_images": args.num_images, "floors": rows}
     print(tabulate(rows, headers="keys", floatfmt=".4g"))
     write_json(path, content)
     return 0
@@ -83,31 +92,24 @@ def measure(cfg: CfgNode, floors: Sequence[float], num_images: int) -> list[dict
         raise ValueError(
             f"MODEL.ROI_HEADS.NAME is '{cfg.MODEL.ROI_HEADS.NAME}'; allowed: 'DoubleHeadROIHeads'"
         )
-    models: dict[float, Any] = {}
-    rows = []
-    for floor in dict.fromkeys(floors):
+    models: dict[str, Any] = {}
+    for floor in floors:
         cfg = cfg.clone()
         cfg.MODEL.ROI_DOUBLE_HEAD.SCORE_FLOOR = floor
-        models[floor] = Trainer.build_model(cfg).eval()
-        DoubleHeadCheckpointer(models[floor]).load(cfg.MODEL.WEIGHTS)
-    for floor, model in models.items():
+        models[str(floor)] = model = Trainer.build_model(cfg).eval()
+        DoubleHeadCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    rows: list[dict[str, Any]] = []
+    for name, model in models.items():
         with counting_rois(model) as rois:
-            results = Trainer.test(cfg, model)
-        rows.append({"floor": floor, "AP": results["bbox"]["AP"], "RoIs": statistics.mean(rois)})
-    for row, seconds in zip(rows, _seconds(cfg, models, num_images), strict=True):
-        row["seconds"] = seconds
-    return rows
-
-
-@torch.no_grad()
-def _seconds(cfg: CfgNode, models: dict[float, Any], num_images: int) -> list[float]:
-    """Median seconds of a forward pass of each model, all of them in turn."""
+            scores = Trainer.test(cfg, model)["bbox"]
+        rows.append({"floor": float(name), "AP": scores["AP"], "RoIs": statistics.mean(rois)})
     loader = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
-    seconds: list[list[float]] = [[] for _ in models]
-    for inputs, _ in zip(loader, range(num_images), strict=False):
-        for model, values in zip(models.values(), seconds, strict=True):
-            values.append(seconds_of(partial(model, inputs), model.device))
-    return [statistics.median(values) for values in seconds]
+    batches = list(itertools.islice(loader, num_images))
+    for row, times in zip(
+        rows, time_inference(models, batches, repetitions=len(batches)).values(), strict=True
+    ):
+        row["seconds"] = times["seconds"]
+    return rows
 
 
 if __name__ == "__main__":
