@@ -228,6 +228,7 @@ def test_hooks_and_computed_weights_are_not_folded() -> None:
         head = trained_head(fold_bn=True).eval()
         before = head(x)
         change(head)
+        head.eval()  # modules that a change adds are in training mode
         after = head(x)
         head.fold_bn = False
         assert torch.equal(after, head(x)) and before.shape == after.shape
