@@ -178,6 +178,7 @@ def _measure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
     """All settings one after the other; prints a table of each."""
     precision = getattr(torch, args.precision)
     size = tuple(args.image_size)
+    rounds = {"repetitions": args.repetitions, "warmup": args.warmup}
     models = {name: build_variant(name, device, args.opts) for name in _names(args, "inference")}
     values = (dict.fromkeys(x) for x in (args.batch_sizes, args.proposals, args.survivors))
     settings = list(itertools.starmap(Setting, itertools.product([size], *values)))
@@ -190,13 +191,7 @@ def _measure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
         inputs = random_inputs(setting)
         for model in models.values():
             prepare(model, inputs, setting)
-        results = time_inference(
-            models,
-            [inputs],
-            repetitions=args.repetitions,
-            warmup=args.warmup,
-            precision=precision,
-        )
+        results = time_inference(models, [inputs], **rounds, precision=precision)
         yield _report("inference", setting._asdict(), results)
         if args.profile:
             _print_profiles(models, inputs, precision)
@@ -207,13 +202,7 @@ def _measure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
         # As many objects as RoIs of an image are foreground at most, a quarter of the sample: in
         # a trained model proposals find so many; those of a random RPN find none.
         inputs = random_inputs(setting, num_objects=128, num_classes=classes)
-        results = time_training(
-            models,
-            [inputs],
-            repetitions=args.repetitions,
-            warmup=args.warmup,
-            precision=precision,
-        )
+        results = time_training(models, [inputs], **rounds, precision=precision)
         # Training samples its own RoIs.
         yield _report("training", {"image_size": size, "batch_size": 2}, results)
 
