@@ -28,7 +28,7 @@ MODULES = {"opencv-python": "cv2", "pillow": "PIL"}
 DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "hydra": "hydra-core", "yaml": "pyyaml"}
 # What pip must bring where the package itself is not installed, but run from its folder.
 REQUIREMENTS = (
-    *("torch>=2.0", "torchvision>=0.15", "numpy", "opencv-python", "pillow", "pycocotools>=2.0.2"),
+    *("torch>=2.3", "torchvision>=0.18", "numpy", "opencv-python", "pillow", "pycocotools>=2.0.2"),
     *("fvcore>=0.1.5", "iopath>=0.1.7", "yacs>=0.1.8", "tensorboard"),
 )
 # One of them is enough.
