@@ -1,8 +1,7 @@
 """The models, one system a file; importing this package registers their parts in detectron2."""
 
-from doublehead_d2.modeling.anchor_generator import LegacyAnchorGenerator
 from doublehead_d2.modeling.box_head import DoubleHeadConvHead
 from doublehead_d2.modeling.double_head import DoubleHeadROIHeads
-from doublehead_d2.modeling.proposal_generator import LegacyRPN
+from doublehead_d2.modeling.legacy import LegacyAnchorGenerator, LegacyRPN
 
 __all__ = ["DoubleHeadConvHead", "DoubleHeadROIHeads", "LegacyAnchorGenerator", "LegacyRPN"]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from doublehead_d2.checkpoint.convert import refuse_foreign_keys
 from doublehead_d2.config import check_doublehead_config
+from doublehead_d2.modeling.legacy import clip_to_pixels
 from doublehead_d2.modeling.output_layers import (
     DoubleHeadPredictions,
     HeadOutputLayers,
@@ -29,7 +30,7 @@ from doublehead_d2.modeling.output_layers import (
     scoped_losses,
 )
 from doublehead_d2.modeling.pooling import pool_in_parallel
-from doublehead_d2.modeling.roi_boxes import EnlargedBoxes, clip_to_pixels
+from doublehead_d2.modeling.roi_boxes import EnlargedBoxes
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -33,25 +33,3 @@ class EnlargedBoxes(Boxes):
     def area(self) -> Tensor:
         """Areas of the original boxes, shape R."""
         return self._original_area
-
-
-def clip_to_pixels(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Clip boxes so that each covers a pixel of the image, as code does that names the last pixel.
-
-    Args:
-        boxes: XYXY, shape R x 4 or, one box a class, R x 4K.
-        image_size: (height, width).
-
-    Returns:
-        new boxes of the same shape: the upper left corner lies at most at the beginning of the last
-        pixel, the lower right one at least at the end of the first.
-    """
-    height, width = image_size
-    x1, y1, x2, y2 = (boxes[:, i::4] for i in range(4))
-    clipped = (
-        x1.clamp(min=0, max=width - 1),
-        y1.clamp(min=0, max=height - 1),
-        x2.clamp(min=1, max=width),
-        y2.clamp(min=1, max=height),
-    )
-    return torch.stack(clipped, dim=2).flatten(1)
