@@ -23,7 +23,8 @@ IMAGES = {
 SHIFT = {"mmdet": 0.0, "official": torch.tensor([0.0, 0.0, 1.0, 1.0])}
 # Largest differences allowed, where not 1e-4: pixels for anchors, proposals and boxes.
 TOLERANCES = {
-    "mmdet": {"scores": 1e-5},
+    # On some CPUs float32 rounds the proposals of image 1 to 1.07e-4.
+    "mmdet": {"proposals": 2e-4, "scores": 1e-5},
     "official": {"anchors": 0.0, "proposals": 1e-3, "boxes": 1e-3, "scores": 1e-5},
 }
 MODES = {  # the authors' evaluation flags: score fusion, box source
