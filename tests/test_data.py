@@ -14,8 +14,8 @@ from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 
 from doublehead_d2.data import check_datasets, register_shapes, write_shapes
-from doublehead_d2.data.builtin import datasets_root, shapes_root
-from doublehead_d2.data.shapes import SHAPES_CLASSES
+from doublehead_d2.data.shapes.builtin import datasets_root, shapes_root
+from doublehead_d2.data.shapes.easy import SHAPES_CLASSES
 
 COUNTS = {"num_train": 6, "num_val": 8}
 

@@ -12,14 +12,15 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
-from doublehead_d2.data import HARD_SHAPES_CLASSES, hard_shapes, write_shapes
-from doublehead_d2.data.builtin import register_shapes
-from doublehead_d2.data.shapes import coverage
+from doublehead_d2.data import HARD_SHAPES_CLASSES, write_shapes
+from doublehead_d2.data.shapes import hard
+from doublehead_d2.data.shapes.builtin import register_shapes
+from doublehead_d2.data.shapes.easy import coverage
 from doublehead_d2.tools import make_shapes
 
 
 def draw(seed: int) -> tuple:
-    return hard_shapes.draw_hard_image(np.random.default_rng(seed))
+    return hard.draw_hard_image(np.random.default_rng(seed))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_objects_are_as_hard_as_they_are_said_to_be(many: list) -> None:
     assert {s.category for s in objects} == set(range(4))
     assert 0.1 < np.mean([s.truncated for s in objects]) < 0.5  # partial objects
     overlapping = [
-        hard_shapes.box_overlap(a.box, b.box) > 0.2
+        hard.box_overlap(a.box, b.box) > 0.2
         for shapes in many
         for i, a in enumerate(shapes)
         for b in shapes[i + 1 :]
@@ -77,16 +78,16 @@ def test_classes_have_the_outlines_they_are_named_after() -> None:
         rng = np.random.default_rng(seed)
         for name, ratio, vertices in (
             ("circle", (1.0, 1.0), 40),
-            ("ellipse", hard_shapes.ELONGATION, 40),
+            ("ellipse", hard.ELONGATION, 40),
             ("square", (1.0, 1.0), 4),
-            ("rectangle", hard_shapes.ELONGATION, 4),
+            ("rectangle", hard.ELONGATION, 4),
         ):
-            outline = hard_shapes._OUTLINES[name](rng)
+            outline = hard._OUTLINES[name](rng)
             assert len(outline) == vertices
             (_, (w, h), _) = cv2.minAreaRect((outline * 100).astype(np.float32))
             # A circle's polygon of 40 corners is not wholly round.
             assert ratio[0] - 0.02 <= max(w, h) / min(w, h) <= ratio[1] + 0.02
-    assert tuple(hard_shapes._OUTLINES) == HARD_SHAPES_CLASSES
+    assert tuple(hard._OUTLINES) == HARD_SHAPES_CLASSES
 
 
 def test_files_of_both_layouts(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from doublehead_d2.data import layouts, shapes, write_shapes
-from doublehead_d2.data.shapes import SHAPES_CLASSES, Shape
+from doublehead_d2.data import write_shapes
+from doublehead_d2.data.shapes import easy, layouts
+from doublehead_d2.data.shapes.easy import SHAPES_CLASSES, Shape
 from doublehead_d2.tools import make_shapes
 
 COUNTS = {"num_train": 6, "num_val": 8}
@@ -39,9 +40,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_image_depends_on_its_generator_only() -> None:
-    first, first_shapes = shapes.draw_image(np.random.default_rng((0, 1, 2)))
-    again, again_shapes = shapes.draw_image(np.random.default_rng((0, 1, 2)))
-    other, _ = shapes.draw_image(np.random.default_rng((0, 1, 3)))
+    first, first_shapes = easy.draw_image(np.random.default_rng((0, 1, 2)))
+    again, again_shapes = easy.draw_image(np.random.default_rng((0, 1, 2)))
+    other, _ = easy.draw_image(np.random.default_rng((0, 1, 3)))
     assert first.shape == (128, 128, 3) and first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
     assert [shape.box for shape in first_shapes] == [shape.box for shape in again_shapes]
@@ -52,12 +53,12 @@ def test_ground_truth_is_what_is_seen() -> None:
     """Leaving out an object changes the pixels of its box, to within a pixel, and no others."""
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        background, color = shapes.draw_background(rng, 128)
-        objects = shapes.sample_shapes(rng, color, 128)
-        image = shapes.render(background, objects)
-        np.testing.assert_array_equal(image, shapes.draw_image(np.random.default_rng(seed))[0])
+        background, color = easy.draw_background(rng, 128)
+        objects = easy.sample_shapes(rng, color, 128)
+        image = easy.render(background, objects)
+        np.testing.assert_array_equal(image, easy.draw_image(np.random.default_rng(seed))[0])
         for i, shape in enumerate(objects):
-            without = shapes.render(background, objects[:i] + objects[i + 1 :])
+            without = easy.render(background, objects[:i] + objects[i + 1 :])
             change = np.abs(image.astype(float) - without).max(axis=2)
             contrast = np.abs(background - np.asarray(shape.color)).max(axis=2)
             # A pixel of which less than a tenth is covered belongs to the object in name only.
@@ -72,11 +73,11 @@ def test_objects_are_inside_apart_and_of_the_stated_size() -> None:
     numbers, categories = set(), set()
     for seed in range(150):
         rng = np.random.default_rng(seed)
-        _, color = shapes.draw_background(rng, 128)
-        objects = shapes.sample_shapes(rng, color, 128)
+        _, color = easy.draw_background(rng, 128)
+        objects = easy.sample_shapes(rng, color, 128)
         numbers.add(len(objects))
         # None hides another, not even an edge.
-        covered = [shapes.coverage(shape.outline, 128) > 0 for shape in objects]
+        covered = [easy.coverage(shape.outline, 128) > 0 for shape in objects]
         assert np.sum(covered, axis=0).max() == 1
         for i, shape in enumerate(objects):
             x0, y0, x1, y1 = shape.box
@@ -84,7 +85,7 @@ def test_objects_are_inside_apart_and_of_the_stated_size() -> None:
             assert 15.9 <= max(x1 - x0, y1 - y0) <= 64.1
             assert min(x1 - x0, y1 - y0) >= 8
             assert np.linalg.norm(np.asarray(shape.color) - color) >= 90
-            assert all(shapes.box_overlap(shape.box, o.box) <= 0.1 for o in objects[:i])
+            assert all(easy.box_overlap(shape.box, o.box) <= 0.1 for o in objects[:i])
             categories.add(shape.category)
     assert numbers == {1, 2, 3, 4, 5}
     assert categories == {0, 1, 2}
@@ -93,7 +94,7 @@ def test_objects_are_inside_apart_and_of_the_stated_size() -> None:
 def test_classes_have_the_outlines_they_are_named_after() -> None:
     vertices = {0: 32, 1: 4, 2: 3}
     for seed in range(20):
-        for shape in shapes.draw_image(np.random.default_rng(seed))[1]:
+        for shape in easy.draw_image(np.random.default_rng(seed))[1]:
             assert len(shape.outline) == vertices[shape.category]
             x0, y0, x1, y1 = shape.box
             if SHAPES_CLASSES[shape.category] == "circle":
@@ -111,9 +112,9 @@ def test_shape_by_hand() -> None:
     assert shape.box == (1.0, 2.0, 5.0, 5.0)
     assert shape.area == 6.0
     # The intersection is 1 x 2, the smaller box 2 x 2.
-    assert shapes.box_overlap((0, 0, 4, 4), (3, 1, 5, 3)) == 0.5
-    assert shapes.box_overlap((0, 0, 2, 2), (3, 0, 5, 2)) == 0.0
-    assert shapes.box_overlap((0, 0, 8, 8), (1, 1, 2, 2)) == 1.0
+    assert easy.box_overlap((0, 0, 4, 4), (3, 1, 5, 3)) == 0.5
+    assert easy.box_overlap((0, 0, 2, 2), (3, 0, 5, 2)) == 0.0
+    assert easy.box_overlap((0, 0, 8, 8), (1, 1, 2, 2)) == 1.0
 
 
 def test_coverage_by_hand() -> None:
@@ -123,7 +124,7 @@ def test_coverage_by_hand() -> None:
     expected[3:6, 2:4] = 1.0
     expected[3:6, 4] = 0.5
     # Half a fine pixel of rounding, and half that the boundary itself is filled.
-    np.testing.assert_allclose(shapes.coverage(outline, 8), expected, rtol=0, atol=0.13)
+    np.testing.assert_allclose(easy.coverage(outline, 8), expected, rtol=0, atol=0.13)
 
 
 # -- files -------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def test_interrupted_writing_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "shapes"
-    draw = shapes.draw_image
+    draw = easy.draw_image
     calls = 0
 
     def draw_some(rng: np.random.Generator) -> tuple[np.ndarray, tuple[Shape, ...]]:
@@ -247,7 +248,7 @@ def test_other_folders_are_never_replaced(tmp_path: Path) -> None:
 
 def test_two_writers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "shapes"
-    draw = shapes.draw_image
+    draw = easy.draw_image
 
     def draw_late(rng: np.random.Generator) -> tuple[np.ndarray, tuple[Shape, ...]]:
         monkeypatch.undo()

@@ -1,10 +1,10 @@
 """Data sets: the built-in shapes, registered on import, and the check that files are there."""
 
-from doublehead_d2.data.builtin import register_shapes
 from doublehead_d2.data.check import check_datasets
-from doublehead_d2.data.hard_shapes import HARD_SHAPES_CLASSES
-from doublehead_d2.data.layouts import write_shapes
-from doublehead_d2.data.shapes import SHAPES_CLASSES
+from doublehead_d2.data.shapes.builtin import register_shapes
+from doublehead_d2.data.shapes.easy import SHAPES_CLASSES
+from doublehead_d2.data.shapes.hard import HARD_SHAPES_CLASSES
+from doublehead_d2.data.shapes.layouts import write_shapes
 
 __all__ = [
     "HARD_SHAPES_CLASSES",

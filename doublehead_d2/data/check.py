@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from doublehead_d2.data.builtin import datasets_root
+from doublehead_d2.data.shapes.builtin import datasets_root
 
 
 def check_datasets(names: Sequence[str]) -> None:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from doublehead_d2.data.builtin import shapes_root
-from doublehead_d2.data.layouts import EASY, HARD, write_shapes
+from doublehead_d2.data.shapes.builtin import shapes_root
+from doublehead_d2.data.shapes.layouts import EASY, HARD, write_shapes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,8 +21,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from doublehead_d2.data.hard_shapes import HARD_SHAPES_CLASSES, draw_hard_image
-from doublehead_d2.data.shapes import SHAPES_CLASSES, Shape, draw_image
+from doublehead_d2.data.shapes.easy import SHAPES_CLASSES, Shape, draw_image
+from doublehead_d2.data.shapes.hard import HARD_SHAPES_CLASSES, draw_hard_image
 
 # To be raised when the same parameters give other files than before.
 FORMAT = 1
@@ -89,7 +89,7 @@ def write_shapes(
         num_train: training images.
         num_val: validation images (400, of the harder data 500); the test images of the VOC layout.
         seed: an image depends on this, its split and its number, not on how many there are.
-        hard: write the harder data of ``hard_shapes.py``.
+        hard: write the harder data of ``hard.py``.
         force: replace a data set that is there. Other folders are never replaced.
 
     Returns:

@@ -1,8 +1,8 @@
 """Images of the harder shapes data set, on which detection heads can differ.
 
-What `shapes.py` avoids is here on purpose: classes that resemble one another in pairs, objects of
+What `easy.py` avoids is here on purpose: classes that resemble one another in pairs, objects of
 12 to 96 pixels, cut off by the image's edge or hidden by others, little contrast, and clutter that
-resembles parts of objects. Coordinates are those of `shapes.py`.
+resembles parts of objects. Coordinates are those of `easy.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from doublehead_d2.data.shapes import (
+from doublehead_d2.data.shapes.easy import (
     IMAGE_SIZE,
     Shape,
     box_overlap,

@@ -13,7 +13,7 @@ import os
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 
-from doublehead_d2.data.layouts import EASY, HARD, SPLITS, VOC_SPLITS
+from doublehead_d2.data.shapes.layouts import EASY, HARD, SPLITS, VOC_SPLITS
 
 MAKE_SHAPES = "python -m doublehead_d2.tools.make_shapes"
 
