@@ -33,8 +33,8 @@ from doublehead_d2.analysis.benchmark import (
     time_training,
 )
 from doublehead_d2.analysis.complexity import model_complexity
-from doublehead_d2.analysis.plots import curves
 from doublehead_d2.modeling import DoubleHeadROIHeads
+from doublehead_d2.plots import curves
 from doublehead_d2.tools import benchmark as tool
 
 SMALL = [

@@ -34,12 +34,12 @@ from doublehead_d2.analysis.benchmark import (
     time_inference,
     time_training,
 )
-from doublehead_d2.analysis.plots import check_picture, plot_scaling
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
 from doublehead_d2.engine.memory import keep_freed_memory
 from doublehead_d2.engine.study import machine
 from doublehead_d2.files import prepare_output, write_json
+from doublehead_d2.plots import check_picture, plot_scaling
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 NUM_TRAINED_IMAGES = 20  # of a trained model's data, measured in turn
