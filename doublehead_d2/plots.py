@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from doublehead_d2.analysis.benchmark import VARIANTS
+from doublehead_d2.benchmark.variants import VARIANTS
 
 AXES = {"num_proposals": "proposals an image", "survivors": "share of survivors"}
 

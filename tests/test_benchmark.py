@@ -18,8 +18,10 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 
 from conftest import REPOSITORY
 from doublehead_d2 import model_zoo
-from doublehead_d2.analysis import benchmark
-from doublehead_d2.analysis.benchmark import (
+from doublehead_d2.benchmark import timing
+from doublehead_d2.benchmark.complexity import model_complexity
+from doublehead_d2.benchmark.timing import seconds_of, time_inference, time_training
+from doublehead_d2.benchmark.variants import (
     BASELINE,
     TRAINED_VARIANTS,
     VARIANTS,
@@ -28,11 +30,7 @@ from doublehead_d2.analysis.benchmark import (
     build_variant,
     prepare,
     random_inputs,
-    seconds_of,
-    time_inference,
-    time_training,
 )
-from doublehead_d2.analysis.complexity import model_complexity
 from doublehead_d2.modeling import DoubleHeadROIHeads
 from doublehead_d2.plots import curves
 from doublehead_d2.tools import benchmark as tool
@@ -149,7 +147,7 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         run()
         return next(clock) ** 3
 
-    monkeypatch.setattr(benchmark, "seconds_of", seconds_of)
+    monkeypatch.setattr(timing, "seconds_of", seconds_of)
     models = {name: build_variant(name, "cpu", SMALL) for name in (BASELINE, "double_head")}
     inputs = random_inputs(SETTING)
     # Runs take 0, 1, 8, 27, ... seconds: after the 2 of warm-up the baseline's take 8, 64 and 216,
@@ -167,7 +165,7 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_seconds_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [5.0]
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark.time, "perf_counter", lambda: now[-1])
+        patch.setattr(timing.time, "perf_counter", lambda: now[-1])
         assert seconds_of(lambda: now.append(7.5), torch.device("cpu")) == 2.5
 
 
@@ -248,10 +246,10 @@ def test_multiply_adds_and_memory_are_counted() -> None:
 
 
 def test_memory_is_the_models_and_the_peak_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "_recording_peak", lambda device: nullcontext([3 * 2**20]))
+    monkeypatch.setattr(timing, "_recording_peak", lambda device: nullcontext([3 * 2**20]))
     model = build_variant("ext", "cpu", SMALL)
     weights = sum(p.nbytes for p in [*model.parameters(), *model.buffers()]) / 2**20
-    counted = benchmark._count(model, lambda: None)
+    counted = timing._count(model, lambda: None)
     assert counted == {"gmacs": 0, "peak_mib": pytest.approx(weights + 3), "reg_head_rois": 0}
 
 
@@ -273,12 +271,12 @@ def test_memory_has_the_weights_that_autocast_casts() -> None:
 def test_most_bytes_by_hand() -> None:
     # 10, 10 + 30, 30, 30 + 5, 5, and a tensor from before is freed
     events = [(1, 10), (2, 30), (1, -10), (1, 5), (2, -30), (7, -100)]
-    assert benchmark._most_bytes(events) == 40
-    assert benchmark._most_bytes([]) == 0
+    assert timing._most_bytes(events) == 40
+    assert timing._most_bytes([]) == 0
 
 
 def test_peak_of_tensors() -> None:
-    with benchmark._recording_peak(torch.device("cpu")) as peak:
+    with timing._recording_peak(torch.device("cpu")) as peak:
         tensors = [torch.zeros(2**20), torch.zeros(2**21)]
         del tensors[0]
         tensors.append(torch.zeros(2**18))
@@ -299,7 +297,7 @@ def test_backward_pass_is_not_under_autocast() -> None:
 
 
 def test_batches_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "_count", lambda model, run: run() or {})
+    monkeypatch.setattr(timing, "_count", lambda model, run: run() or {})
     model, seen = build_variant(BASELINE, "cpu", SMALL), []
     monkeypatch.setattr(model, "inference", lambda inputs: seen.append(inputs[0]))
     time_inference({BASELINE: model}, [["a"], ["b"]], repetitions=3)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from detectron2.layers import Conv2d
 
-from doublehead_d2.analysis import conv_head
-from doublehead_d2.analysis.conv_head import REFERENCE, WAYS, build_conv_head, time_ways
+from doublehead_d2.benchmark import conv_head
+from doublehead_d2.benchmark.conv_head import REFERENCE, WAYS, build_conv_head, time_ways
 from doublehead_d2.modeling import DoubleHeadConvHead
 from doublehead_d2.modeling.box_head import CPU_CHUNK
 from doublehead_d2.tools import benchmark_conv_head as tool

@@ -13,8 +13,8 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from doublehead_d2 import DoubleHeadConvHead, model_zoo
-from doublehead_d2.analysis import complexity
-from doublehead_d2.analysis.complexity import count_flops, count_parameters, model_complexity
+from doublehead_d2.benchmark import complexity
+from doublehead_d2.benchmark.complexity import count_flops, count_parameters, model_complexity
 from doublehead_d2.tools import complexity as tool
 
 GOLDEN = Path(__file__).parent / "golden" / "complexity.json"

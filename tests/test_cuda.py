@@ -8,13 +8,8 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
 from builders import EXT, random_boxes, random_features, sampled_proposals, small_heads
-from doublehead_d2.analysis.benchmark import (
-    Setting,
-    build_variant,
-    prepare,
-    random_inputs,
-    time_inference,
-)
+from doublehead_d2.benchmark.timing import time_inference
+from doublehead_d2.benchmark.variants import Setting, build_variant, prepare, random_inputs
 from doublehead_d2.engine.amp import AMPTrainer
 
 pytestmark = [

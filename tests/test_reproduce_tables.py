@@ -9,8 +9,8 @@ import torch
 from conftest import DATASETS, REPOSITORY
 from doublehead_d2 import model_zoo
 from doublehead_d2.analysis import paper_tables
+from doublehead_d2.analysis.study import study_config
 from doublehead_d2.data import write_shapes
-from doublehead_d2.engine.study import study_config
 from doublehead_d2.tools import reproduce_tables
 
 

@@ -1,1 +1,1 @@
-"""Studies of the systems: numbers, one question a file; the tools print them."""
+"""What the paper claims: numbers alone, one question a file; the tools print them."""

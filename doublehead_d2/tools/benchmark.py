@@ -20,24 +20,21 @@ from detectron2.modeling import GeneralizedRCNN
 from tabulate import tabulate
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.analysis.benchmark import (
+from doublehead_d2.benchmark.machine import find_device, machine
+from doublehead_d2.benchmark.timing import profile_inference, time_inference, time_training
+from doublehead_d2.benchmark.variants import (
     BASELINE,
     TRAINED_VARIANTS,
     VARIANTS,
     Setting,
     build_trained,
     build_variant,
-    find_device,
     prepare,
-    profile_inference,
     random_inputs,
-    time_inference,
-    time_training,
 )
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
 from doublehead_d2.engine.memory import keep_freed_memory
-from doublehead_d2.engine.study import machine
 from doublehead_d2.files import prepare_output, write_json
 from doublehead_d2.plots import check_picture, plot_scaling
 

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from doublehead_d2.analysis.benchmark import find_device
-from doublehead_d2.analysis.conv_head import LAYOUTS, WAYS, build_conv_head, time_ways
+from doublehead_d2.benchmark.conv_head import LAYOUTS, WAYS, build_conv_head, time_ways
+from doublehead_d2.benchmark.machine import find_device, machine
 from doublehead_d2.engine.memory import keep_freed_memory
-from doublehead_d2.engine.study import machine
 from doublehead_d2.files import prepare_output, write_json
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.analysis.complexity import model_complexity
+from doublehead_d2.benchmark.complexity import model_complexity
 from doublehead_d2.files import prepare_output, write_json
 
 HEADS = ("box_head", "reg_head")

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from doublehead_d2.analysis import paper_tables
+from doublehead_d2.analysis.study import BACKBONE, RESULT_FILE, run, study_config
 from doublehead_d2.data import check_datasets, write_shapes
 from doublehead_d2.data.shapes.builtin import shapes_root
-from doublehead_d2.engine.study import BACKBONE, RESULT_FILE, run, study_config
 from doublehead_d2.files import write_json
 
 MODULE = "doublehead_d2.tools.reproduce_tables"

@@ -19,12 +19,12 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.analysis.benchmark import counting_rois, time_inference
+from doublehead_d2.benchmark.machine import machine
+from doublehead_d2.benchmark.timing import counting_rois, time_inference
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
 from doublehead_d2.engine.memory import keep_freed_memory
-from doublehead_d2.engine.study import machine
 from doublehead_d2.files import prepare_output, write_json
 
 FLOORS = [0.0, 0.001, 0.005, 0.01, 0.02, 0.03, 0.05]

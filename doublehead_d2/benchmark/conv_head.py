@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.analysis.benchmark import seconds_in_turn
+from doublehead_d2.benchmark.timing import seconds_in_turn
 from doublehead_d2.modeling import DoubleHeadConvHead
 from doublehead_d2.modeling.blocks import NonLocalBlock
 from doublehead_d2.modeling.folding import fold_batch_norms

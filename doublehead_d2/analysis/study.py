@@ -2,10 +2,8 @@
 
 import argparse
 import os
-import platform
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ from torch import nn
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.paper_tables import EXT, EXT_MODES, METRICS
+from doublehead_d2.benchmark.machine import machine
 from doublehead_d2.config import fall_back_to_cpu
 from doublehead_d2.engine.trainer import Trainer
 from doublehead_d2.evaluation import ModesEvaluator, build_evaluator, score_modes
@@ -114,24 +113,3 @@ def description(cfg: CfgNode) -> dict[str, str]:
         **machine(cfg.MODEL.DEVICE),
         "data": ", ".join(f"{name} ({len(DatasetCatalog.get(name))} images)" for name in data),
     }
-
-
-def machine(device: str) -> dict[str, str]:
-    """The hardware that computes on `device`, and the versions of what computes there."""
-    cpu = f"{os.cpu_count()} CPU cores ({_cpu_name()})"
-    packages = ("torch", "torchvision", "detectron2", "numpy")
-    versions = [f"{name} {metadata.version(name)}" for name in packages]
-    return {
-        "hardware": torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu,
-        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-    }
-
-
-def _cpu_name() -> str:
-    """The CPU's model where Linux tells it, else its architecture."""
-    try:
-        with open("/proc/cpuinfo") as f:
-            names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()

@@ -1,0 +1,1 @@
+"""What a detector costs: seconds, memory, operations and parameters; the tools print them."""
