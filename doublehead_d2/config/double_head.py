@@ -1,16 +1,19 @@
-"""Config keys of the Double-Head systems and the one place that checks them.
+"""Config keys of Double-Head R-CNN and the conv-head, and their check.
 
 Symbols are those of the paper (https://arxiv.org/abs/1904.06493): ω weighs a head (Eq. 1), λ
 divides a head's loss between the task it is focused on and the other one (Eqs. 2 and 3).
 """
 
-import importlib.util
-import logging
 from collections.abc import Sequence
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
+
+from doublehead_d2.config.shared import (
+    check_deformable_convolution,
+    check_positive,
+    check_word,
+)
 
 BLOCKS = ("residual", "bottleneck", "nonlocal")
 SCORE_FUSIONS = ("cls_head", "reg_head", "complementary", "average", "max")
@@ -20,11 +23,9 @@ NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSync
 
 _KEY = "MODEL.ROI_DOUBLE_HEAD"
 
-logger = logging.getLogger(__name__)
 
-
-def add_doublehead_config(cfg: CfgNode) -> None:
-    """Add the keys of this package, with the defaults of plain Double-Head, to `cfg` in place.
+def add_keys(cfg: CfgNode) -> None:
+    """Add `MODEL.ROI_DOUBLE_HEAD` and `TEST.DOUBLE_HEAD_MODES`, with plain Double-Head's defaults.
 
     `MODEL.ROI_BOX_HEAD` keeps detectron2's meaning (pooler, box coder, box loss, fc-head) and
     describes the head focused on classification; its NAME is the type of that head.
@@ -105,35 +106,11 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # "LegacyAnchorGenerator". Boxes stay detectron2's.
     node.LEGACY_BOXES = False
 
-    # Names of the classes in the order of their indices. Training fills it in from the metadata
-    # of its data set, so that a saved config carries the names to where the data set is not.
-    cfg.DATASETS.CLASS_NAMES = []
-
-    # How images are resized to INPUT.MIN_SIZE_* and MAX_SIZE_*: as detectron2 does, or, for
-    # published models, as "mmdet" (OpenCV) or "maskrcnn_benchmark" (truncated size) does. Honoured
-    # by train_net.py and inference.Predictor; DefaultPredictor and test-time augmentation keep
-    # detectron2's.
-    cfg.INPUT.RESIZE_RULE = "detectron2"
-
     # Score one model four ways in one evaluation pass (Fig. 8): results "bbox_reg_head" (regression
     # head alone), "bbox_cls_head" (classification head alone), "bbox_unfused" (scores of the
     # classification head, boxes of the regression head) and "bbox_fused" (fused scores) beside
     # "bbox". Those that λ leaves without a predictor are left out.
     cfg.TEST.DOUBLE_HEAD_MODES = False
-
-    # Images per batch, over all GPUs, that lr and schedule are written for. If > 0, the lr is
-    # multiplied by IMS_PER_BATCH / this, and iterations, steps, warm-up and periods are divided by
-    # it. 0 = off.
-    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
-
-
-def fall_back_to_cpu(cfg: CfgNode) -> None:
-    """Where `cfg` asks for CUDA and there is none, set MODEL.DEVICE to the CPU and say so."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning(
-            "MODEL.DEVICE is '%s', but CUDA is not available: using the CPU.", cfg.MODEL.DEVICE
-        )
-        cfg.MODEL.DEVICE = "cpu"
 
 
 def check_doublehead_config(cfg: CfgNode) -> None:
@@ -143,19 +120,19 @@ def check_doublehead_config(cfg: CfgNode) -> None:
         ValueError: names the key, its value and what is allowed.
     """
     node = cfg.MODEL.ROI_DOUBLE_HEAD
-    _check_word(f"{_KEY}.SCORE_FUSION", node.SCORE_FUSION, SCORE_FUSIONS)
-    _check_word(f"{_KEY}.BOX_SOURCE", node.BOX_SOURCE, BOX_SOURCES)
+    check_word(f"{_KEY}.SCORE_FUSION", node.SCORE_FUSION, SCORE_FUSIONS)
+    check_word(f"{_KEY}.BOX_SOURCE", node.BOX_SOURCE, BOX_SOURCES)
     for name, head in (("CLS_HEAD", node.CLS_HEAD), ("REG_HEAD", node.REG_HEAD)):
         if not 0.0 <= head.LAMBDA <= 1.0:
             raise ValueError(f"{_KEY}.{name}.LAMBDA is {head.LAMBDA}; allowed: 0 to 1")
-        _check_positive(f"{_KEY}.{name}.LOSS_WEIGHT", head.LOSS_WEIGHT)
-        _check_positive(f"{_KEY}.{name}.ROI_SCALE", head.ROI_SCALE)
+        check_positive(f"{_KEY}.{name}.LOSS_WEIGHT", head.LOSS_WEIGHT)
+        check_positive(f"{_KEY}.{name}.ROI_SCALE", head.ROI_SCALE)
     box_head = cfg.MODEL.ROI_BOX_HEAD
     # A weight of 0 would leave built predictors without a gradient.
-    _check_positive("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", box_head.BBOX_REG_LOSS_WEIGHT)
+    check_positive("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", box_head.BBOX_REG_LOSS_WEIGHT)
     _check_predictors(node)
     _check_score_floor(cfg)
-    _check_word(f"{_KEY}.TRAIN_REG_HEAD_ON", node.TRAIN_REG_HEAD_ON, TRAIN_REG_HEAD_ON)
+    check_word(f"{_KEY}.TRAIN_REG_HEAD_ON", node.TRAIN_REG_HEAD_ON, TRAIN_REG_HEAD_ON)
     if node.TRAIN_REG_HEAD_ON == "foreground" and node.REG_HEAD.LAMBDA < 1:
         raise ValueError(
             f"{_KEY}.TRAIN_REG_HEAD_ON is 'foreground' and {_KEY}.REG_HEAD.LAMBDA is "
@@ -170,47 +147,9 @@ def check_doublehead_config(cfg: CfgNode) -> None:
         )
 
     types = tuple(name for name, _ in ROI_BOX_HEAD_REGISTRY)
-    _check_word("MODEL.ROI_BOX_HEAD.NAME", box_head.NAME, types)
-    _check_word(f"{_KEY}.REG_HEAD.NAME", node.REG_HEAD.NAME, types)
+    check_word("MODEL.ROI_BOX_HEAD.NAME", box_head.NAME, types)
+    check_word(f"{_KEY}.REG_HEAD.NAME", node.REG_HEAD.NAME, types)
     check_deformable_convolution(cfg)
-
-
-def check_tta_config(cfg: CfgNode) -> None:
-    """Refuse test-time augmentation of what detectron2 cannot augment.
-
-    Raises:
-        ValueError: names the key that stands against it.
-    """
-    for key in ("KEYPOINT_ON", "LOAD_PROPOSALS"):
-        if cfg.MODEL[key]:
-            raise ValueError(
-                f"TEST.AUG.ENABLED is True and MODEL.{key} is True: detectron2 has no test-time "
-                "augmentation for that; set TEST.AUG.ENABLED False"
-            )
-
-
-def check_deformable_convolution(cfg: CfgNode) -> None:
-    """Refuse deformable convolution where it cannot run.
-
-    detectron2 fails only in the first iteration, or, on upstream main without compiled operators,
-    while it builds the backbone.
-
-    Raises:
-        ValueError: names the key, what is missing and what is allowed.
-    """
-    if not any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
-        return
-    missing = []
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
-        missing.append(f"a GPU, and MODEL.DEVICE is '{cfg.MODEL.DEVICE}'")
-    if importlib.util.find_spec("detectron2._C") is None:
-        missing.append("detectron2's compiled operators, and this detectron2 is built without them")
-    if missing:
-        raise ValueError(
-            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {list(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE)}: "
-            f"deformable convolution needs {'; it needs '.join(missing)}. "
-            "Allowed here: [False, False, False, False]"
-        )
 
 
 def check_conv_head_config(cfg: CfgNode, in_channels: int) -> None:
@@ -226,15 +165,15 @@ def check_conv_head_config(cfg: CfgNode, in_channels: int) -> None:
     node, key = cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD, f"{_KEY}.CONV_HEAD"
     blocks = list(node.BLOCKS)
     for word in blocks:
-        _check_word(f"{key}.BLOCKS", word, BLOCKS)
+        check_word(f"{key}.BLOCKS", word, BLOCKS)
     if blocks[:1] != ["residual"] or "residual" in blocks[1:]:
         raise ValueError(
             f"{key}.BLOCKS is {blocks}; 'residual' must be its first block and stand only there, "
             "since it is the block that raises the number of channels"
         )
-    _check_word(f"{key}.NORM", node.NORM, NORMS)
+    check_word(f"{key}.NORM", node.NORM, NORMS)
     for name in ("DIM", "BOTTLENECK_DIM", "NONLOCAL_DIM", "NONLOCAL_GROUPS"):
-        _check_positive(f"{key}.{name}", node[name])
+        check_positive(f"{key}.{name}", node[name])
     if node.NONLOCAL_DIM % node.NONLOCAL_GROUPS:
         raise ValueError(
             f"{key}.NONLOCAL_GROUPS is {node.NONLOCAL_GROUPS}; allowed: a divisor of "
@@ -292,14 +231,3 @@ def _switched_off(
         f"{_KEY}.{head_key}.LAMBDA {node[head_key].LAMBDA} switches off; change that LAMBDA, "
         f"or set {key} to one of {list(allowed)}"
     )
-
-
-def _check_word(key: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key} is '{value}'; allowed: {', '.join(map(repr, allowed))}")
-
-
-def _check_positive(key: str, value: float) -> None:
-    # `not >` so that NaN is refused, too
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{key} is {value}; allowed: a number above 0")

@@ -1,0 +1,31 @@
+"""Config keys and their checks: a system a file, and what all systems share."""
+
+from doublehead_d2.config.checks import (
+    check_tta_config,
+    fall_back_to_cpu,
+)
+from doublehead_d2.config.defaults import add_doublehead_config
+from doublehead_d2.config.double_head import (
+    BLOCKS,
+    BOX_SOURCES,
+    NORMS,
+    SCORE_FUSIONS,
+    TRAIN_REG_HEAD_ON,
+    check_conv_head_config,
+    check_doublehead_config,
+)
+from doublehead_d2.config.shared import check_deformable_convolution
+
+__all__ = [
+    "BLOCKS",
+    "BOX_SOURCES",
+    "NORMS",
+    "SCORE_FUSIONS",
+    "TRAIN_REG_HEAD_ON",
+    "add_doublehead_config",
+    "check_conv_head_config",
+    "check_deformable_convolution",
+    "check_doublehead_config",
+    "check_tta_config",
+    "fall_back_to_cpu",
+]

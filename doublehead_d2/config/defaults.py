@@ -1,0 +1,29 @@
+"""The keys of this package: those of every system, and those of none."""
+
+from detectron2.config import CfgNode
+
+from doublehead_d2.config import double_head
+
+# A file each, with `add_keys(cfg)`; a further system is a line here.
+SYSTEMS = (double_head,)
+
+
+def add_doublehead_config(cfg: CfgNode) -> None:
+    """Add the keys of this package, with their defaults, to `cfg` in place."""
+    for system in SYSTEMS:
+        system.add_keys(cfg)
+
+    # Names of the classes in the order of their indices. Training fills it in from the metadata
+    # of its data set, so that a saved config carries the names to where the data set is not.
+    cfg.DATASETS.CLASS_NAMES = []
+
+    # How images are resized to INPUT.MIN_SIZE_* and MAX_SIZE_*: as detectron2 does, or, for
+    # published models, as "mmdet" (OpenCV) or "maskrcnn_benchmark" (truncated size) does. Honoured
+    # by train_net.py and inference.Predictor; DefaultPredictor and test-time augmentation keep
+    # detectron2's.
+    cfg.INPUT.RESIZE_RULE = "detectron2"
+
+    # Images per batch, over all GPUs, that lr and schedule are written for. If > 0, the lr is
+    # multiplied by IMS_PER_BATCH / this, and iterations, steps, warm-up and periods are divided by
+    # it. 0 = off.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0

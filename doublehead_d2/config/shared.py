@@ -1,0 +1,43 @@
+"""Checks that all systems share, in the words that all errors about a config share."""
+
+import importlib.util
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+
+
+def check_word(key: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of the allowed words."""
+    if value not in allowed:
+        raise ValueError(f"{key} is '{value}'; allowed: {', '.join(map(repr, allowed))}")
+
+
+def check_positive(key: str, value: float) -> None:
+    """Raise ValueError unless `value` is a finite number above 0."""
+    # `not >` so that NaN is refused, too
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{key} is {value}; allowed: a number above 0")
+
+
+def check_deformable_convolution(cfg: CfgNode) -> None:
+    """Refuse deformable convolution where it cannot run.
+
+    detectron2 fails only in the first iteration, or, on upstream main without compiled operators,
+    while it builds the backbone.
+
+    Raises:
+        ValueError: names the key, what is missing and what is allowed.
+    """
+    if not any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
+        return
+    missing = []
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        missing.append(f"a GPU, and MODEL.DEVICE is '{cfg.MODEL.DEVICE}'")
+    if importlib.util.find_spec("detectron2._C") is None:
+        missing.append("detectron2's compiled operators, and this detectron2 is built without them")
+    if missing:
+        raise ValueError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {list(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE)}: "
+            f"deformable convolution needs {'; it needs '.join(missing)}. "
+            "Allowed here: [False, False, False, False]"
+        )
