@@ -4,12 +4,25 @@ Only the standard library is used here: the package asks this module whether it 
 all, and the doctor runs where nothing else can be.
 """
 
+import ast
+import importlib.metadata
 import importlib.util
+import re
 import sys
+from pathlib import Path
 
 # As run from a checkout.
 INSTALL_DETECTRON2 = "python dev/install_detectron2.py"
 DOCTOR = "doublehead_d2.tools.doctor"
+
+# What to import of a distribution where that is not its name; a compiled part if it has one.
+MODULES = {
+    "opencv-python": "cv2",
+    "pillow": "PIL.Image",
+    "pycocotools": "pycocotools.mask",
+    "pyyaml": "yaml",
+    "hydra-core": "hydra",
+}
 
 
 def require_detectron2() -> None:
@@ -28,3 +41,33 @@ def running_doctor() -> bool:
     """Tells whether this process was started as ``python -m doublehead_d2.tools.doctor``."""
     words = sys.orig_argv
     return any(words[i : i + 2] == ["-m", DOCTOR] for i in range(1, len(words)))
+
+
+def declared_requirements(package: Path) -> tuple[str, ...]:
+    """Returns what the package in this folder asks for, nothing where that is not written down.
+
+    A checkout's pyproject.toml counts before what pip noted of it, which may be older.
+    """
+    project = package.parent / "pyproject.toml"
+    text = project.read_text(encoding="utf-8") if project.is_file() else ""
+    if re.search(r'(?m)^name = "doublehead_d2"$', text):
+        # Python 3.10 has no tomllib, but a list of strings is written alike in TOML and in Python.
+        listed = re.search(r"(?ms)^dependencies = (\[.*?^\])", text)
+        assert listed is not None, f"{project} has no list of dependencies"
+        return tuple(ast.literal_eval(listed.group(1)))
+    try:
+        lines = importlib.metadata.requires("doublehead_d2") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ()
+    return tuple(line for line in lines if "extra ==" not in line)
+
+
+def module_of(distribution: str) -> str:
+    """Returns the module that shows whether a distribution works."""
+    return MODULES.get(distribution, distribution)
+
+
+def distribution_of(module: str) -> str:
+    """Returns what pip must bring for a module, or for one inside it."""
+    top = module.split(".")[0]
+    return next((name for name, known in MODULES.items() if known.split(".")[0] == top), top)

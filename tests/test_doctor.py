@@ -1,5 +1,6 @@
 """The doctor, and what the package says where detectron2 is missing."""
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -8,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from doublehead_d2.environment import INSTALL_DETECTRON2, require_detectron2, running_doctor
+from doublehead_d2.environment import (
+    INSTALL_DETECTRON2,
+    declared_requirements,
+    distribution_of,
+    module_of,
+    require_detectron2,
+    running_doctor,
+)
 from doublehead_d2.tools.doctor import (
     REINSTALL_DETECTRON2,
     REINSTALL_TORCH,
@@ -18,21 +26,40 @@ from doublehead_d2.tools.doctor import (
     diagnose,
     release,
     split_requirement,
+    statements,
     try_statements,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+DECLARED = declared_requirements(ROOT / "doublehead_d2")
+PROJECT = """
+[project]
+name = "{name}"
+dependencies = [
+    "torch>=2.3",  # a comment
+    # "left-out",
+    "tabulate[widechars]",
+]
+
+[project.optional-dependencies]
+dev = ["pytest>=8"]
+"""
 # Python imports a sitecustomize from PYTHONPATH before anything else.
-HIDE_DETECTRON2 = """
+HIDE = """
 import sys
 from importlib.machinery import PathFinder
 
 class Hide(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name.partition(".")[0] == "detectron2":
+        if name.partition(".")[0] in {modules}:
             return None
         return super().find_spec(name, path, target)
+
+    @classmethod
+    def find_distributions(cls, *args):
+        found = super().find_distributions(*args)
+        return [x for x in found if x.metadata["Name"] not in {distributions}]
 
 sys.meta_path = [Hide if finder is PathFinder else finder for finder in sys.meta_path]
 sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")
@@ -58,9 +85,14 @@ def python(*arguments: str, path: Path | None = None) -> subprocess.CompletedPro
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+def hide(folder: Path, modules: list[str], distributions: list[str]) -> None:
+    text = HIDE.replace("{modules}", repr(modules)).replace("{distributions}", repr(distributions))
+    (folder / "sitecustomize.py").write_text(text)
+
+
 @pytest.fixture
 def without_detectron2(tmp_path: Path) -> Path:
-    (tmp_path / "sitecustomize.py").write_text(HIDE_DETECTRON2)
+    hide(tmp_path, modules=["detectron2"], distributions=[])
     return tmp_path
 
 
@@ -84,6 +116,70 @@ def test_mismatched_torchvision_hides_its_echo() -> None:
     facts.answers.update({name: Answer(error) for name in ("torchvision", "detectron2.engine")})
     (finding,) = diagnose(facts)
     assert finding.command == REINSTALL_TORCH and error in finding.what
+
+
+@pytest.mark.parametrize("line", DECLARED)
+def test_each_requirement_missing_or_broken(line: str) -> None:
+    facts = healthy()
+    facts.requirements = (line,)
+    name, _ = split_requirement(line)
+    facts.versions[name] = None
+    (finding,) = diagnose(facts)
+    together = name in ("torch", "torchvision")
+    expected = "pip install --upgrade torch torchvision" if together else f"pip install {line!r}"
+    assert finding == Finding("fail", f"{name} is not installed", expected)
+
+    facts.versions[name] = "99"
+    module = module_of(name)
+    step = statements([line])[module]
+    assert step.startswith("import ") and module in step
+    facts.answers[module] = Answer("ImportError: no")
+    (finding,) = diagnose(facts)
+    assert finding.severity == "fail" and "(ImportError: no)" in finding.what
+    again = REINSTALL_TORCH if together else f"pip install --force-reinstall {name}"
+    assert finding.command == again
+
+
+def test_a_new_requirement_is_imported() -> None:
+    assert statements(["some_package>=1"])["some_package"] == "import some_package"
+
+
+def test_modules_and_distributions_are_each_others_inverse() -> None:
+    for name in (split_requirement(line)[0] for line in DECLARED):
+        assert importlib.util.find_spec(module_of(name)) is not None, f"nothing to import: {name}"
+        assert distribution_of(module_of(name)) == name
+    modules = {"PIL": "pillow", "cv2.dnn": "opencv-python", "hydra": "hydra-core", "numpy": "numpy"}
+    assert {module: distribution_of(module) for module in modules} == modules
+
+
+def test_requirements_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["older"])
+    package = tmp_path / "doublehead_d2"
+    (tmp_path / "pyproject.toml").write_text(PROJECT.format(name="doublehead_d2"))
+    assert declared_requirements(package) == ("torch>=2.3", "tabulate[widechars]")
+
+
+def test_requirements_of_an_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = ["torch>=2.3", 'pytest>=8; extra == "dev"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: noted)
+    assert declared_requirements(tmp_path / "doublehead_d2") == ("torch>=2.3",)
+    # Beside a copy of the package lies what another project needs.
+    (tmp_path / "pyproject.toml").write_text(PROJECT.format(name="doublehead_d2_user"))
+    assert declared_requirements(tmp_path / "doublehead_d2") == ("torch>=2.3",)
+
+
+def test_unknown_requirements_are_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def requires(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    facts = healthy()
+    facts.requirements = declared_requirements(tmp_path / "doublehead_d2")
+    (finding,) = diagnose(facts)
+    assert finding.severity == "fail" and "is not installed" in finding.what
+    assert finding.command == "pip install -e ."
 
 
 @pytest.mark.parametrize(
@@ -177,6 +273,23 @@ def test_doctor_without_detectron2(without_detectron2: Path) -> None:
     result = python("-m", "doublehead_d2.tools.doctor", path=without_detectron2)
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"fail: detectron2 is not installed\n      {INSTALL_DETECTRON2}\n" in result.stdout
+
+
+@pytest.mark.slow
+def test_doctor_without_requirements(tmp_path: Path) -> None:
+    hide(tmp_path, modules=["matplotlib", "tabulate"], distributions=["matplotlib"])
+    result = python("-m", "doublehead_d2.tools.doctor", path=tmp_path)
+    assert result.returncode == 1, result.stdout + result.stderr
+    error = "ModuleNotFoundError: No module named 'tabulate'"
+    failures = [
+        *("fail: matplotlib is not installed", "      pip install 'matplotlib'"),
+        *(
+            f"fail: tabulate does not work ({error})",
+            "      pip install --force-reinstall tabulate",
+        ),
+    ]
+    assert "\n".join(["", *failures, ""]) in result.stdout
+    assert result.stdout.endswith("\n2 thing(s) would fail.\n")
 
 
 def test_package_without_detectron2(without_detectron2: Path) -> None:

@@ -14,29 +14,22 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from doublehead_d2.environment import INSTALL_DETECTRON2
+from doublehead_d2.environment import (
+    INSTALL_DETECTRON2,
+    declared_requirements,
+    distribution_of,
+    module_of,
+)
 
 REINSTALL_DETECTRON2 = f"pip uninstall -y detectron2 && {INSTALL_DETECTRON2}"
 REINSTALL_TORCH = "pip install --force-reinstall torch torchvision"
 
-# The distributions whose module has another name.
-MODULES = {"opencv-python": "cv2", "pillow": "PIL"}
-DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "hydra": "hydra-core", "yaml": "pyyaml"}
-# What pip must bring where the package itself is not installed, but run from its folder.
-REQUIREMENTS = (
-    *("torch>=2.3", "torchvision>=0.18", "numpy", "opencv-python", "pillow", "pycocotools>=2.0.2"),
-    *("fvcore>=0.1.5", "iopath>=0.1.7", "yacs>=0.1.8", "tensorboard"),
-)
 # One of them is enough.
 OPENCV = tuple(f"opencv-{x}" for x in ("python", "python-headless", "contrib-python"))
-SHOWN = (
-    *("torch", "torchvision", "numpy", "pillow", "opencv-python", "pycocotools", "fvcore"),
-    *("iopath", "setuptools"),
-)
 PARTS = ("config", "data", "modeling", "checkpoint", "engine", "evaluation")
 
 # The importing process answers a line per statement: the first one without an answer crashed it.
@@ -77,7 +70,7 @@ class Facts:
     """Everything the findings are drawn from."""
 
     versions: dict[str, str | None]  # distribution -> version
-    requirements: tuple[str, ...]
+    requirements: tuple[str, ...]  # none: nobody knows them
     answers: dict[str, Answer]  # statement's name -> answer
     detectron2: Path | None = None  # the package's folder
     compiled: bool = False  # it holds a file _C.*
@@ -94,7 +87,7 @@ def version_of(distribution: str) -> str | None:
         except importlib.metadata.PackageNotFoundError:
             continue
     # A module may be there without metadata, as in a checkout that is merely on the path.
-    module = MODULES.get(distribution, distribution)
+    module = module_of(distribution).split(".")[0]
     return "of unknown version" if find_module(module) is not None else None
 
 
@@ -107,15 +100,16 @@ def find_module(name: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
-def statements() -> dict[str, str]:
+def statements(requirements: Sequence[str]) -> dict[str, str]:
     """The imports to try, from the ground up; ``value`` is what is shown of each."""
+    modules = [module_of(split_requirement(line)[0]) for line in requirements]
     one_box = "torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5"
     cuda = (
         "import torch\ncount = torch.cuda.device_count() if torch.cuda.is_available() else 0\n"
         "value = ', '.join(torch.cuda.get_device_name(i) for i in range(count))"
     )
     return {
-        **{name: f"import {name}" for name in ("numpy", "PIL.Image", "cv2", "pycocotools.mask")},
+        **{name: f"import {name}" for name in modules if name not in ("torch", "torchvision")},
         "torch": "import torch; value = str(torch.version.cuda)",
         "torchvision": f"import torch, torchvision; torchvision.ops.nms({one_box})",
         "cuda": cuda,
@@ -147,16 +141,12 @@ def try_statements(steps: Mapping[str, str]) -> dict[str, Answer]:
 
 def collect_facts() -> Facts:
     """Looks around: the only part of the doctor that depends on the environment."""
-    try:
-        listed = importlib.metadata.requires("doublehead_d2") or []
-        requirements = tuple(line for line in listed if "extra ==" not in line)
-    except importlib.metadata.PackageNotFoundError:
-        requirements = REQUIREMENTS
+    requirements = declared_requirements(Path(__file__).resolve().parents[1])
     origin = find_module("detectron2")
     folder = origin.parent if origin is not None else None
-    names = (*SHOWN, *(split_requirement(line)[0] for line in requirements))
+    names = (*(split_requirement(line)[0] for line in requirements), "setuptools")
     versions = {name: version_of(name) for name in names}
-    facts = Facts(versions, requirements, try_statements(statements()), folder)
+    facts = Facts(versions, requirements, try_statements(statements(requirements)), folder)
     facts.has_pkg_resources = find_module("pkg_resources") is not None
     facts.data_folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     if folder is not None:
@@ -190,6 +180,9 @@ def release(version: str) -> tuple[int, ...]:
 def find_requirements(facts: Facts) -> list[Finding]:
     """The required packages that are missing or too old."""
     findings: list[Finding] = []
+    if not facts.requirements:
+        what = "doublehead_d2 is not installed, and no pyproject.toml beside it says what it needs"
+        findings.append(Finding("fail", f"{what}; in a checkout run", "pip install -e ."))
     for line in facts.requirements:
         name, least = split_requirement(line)
         version = facts.versions.get(name)
@@ -207,7 +200,7 @@ def find_broken(facts: Facts) -> list[Finding]:
     """The installed packages, below detectron2, that cannot be imported."""
     findings = []
     for name, answer in facts.answers.items():
-        distribution = DISTRIBUTIONS.get(name.split(".")[0], name.split(".")[0])
+        distribution = distribution_of(name)
         if answer.error is None or facts.versions.get(distribution) is None:
             continue
         if distribution in ("torch", "torchvision"):
@@ -228,7 +221,7 @@ def find_detectron2(facts: Facts) -> list[Finding]:
         if error is not None:
             missing = re.match(r"ModuleNotFoundError: No module named '(\w+)", error)
             name = missing.group(1) if missing else "detectron2"
-            command = f"pip install {DISTRIBUTIONS.get(name, name)}"
+            command = f"pip install {distribution_of(name)}"
             if name in ("detectron2", "pkg_resources", "caffe2"):
                 command = REINSTALL_DETECTRON2
             return [Finding("fail", f"detectron2.{part} cannot be imported ({error})", command)]
@@ -269,7 +262,8 @@ def diagnose(facts: Facts) -> list[Finding]:
 def describe(facts: Facts) -> list[str]:
     """The versions, a line each."""
     lines = [f"{'Python':<16}{platform.python_version()} ({sys.executable})"]
-    lines += [f"{name:<16}{facts.versions.get(name) or 'not installed'}" for name in SHOWN]
+    names = [name for name in facts.versions if name != "detectron2"]
+    lines += [f"{name:<16}{facts.versions[name] or 'not installed'}" for name in names]
     compiled = "not there"
     if facts.compiled:
         compiled = facts.answers.get("detectron2._C", Answer()).error or "importable"
