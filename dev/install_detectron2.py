@@ -1,4 +1,4 @@
-"""Installs detectron2 0.6 without a compiler.
+"""Install detectron2 0.6 without a compiler.
 
 detectron2 has no release on PyPI under its own name, and building its repository needs a compiler.
 Nothing in Faster R-CNN, in Double-Head or in the COCO and VOC evaluation uses the compiled
@@ -80,7 +80,7 @@ class InstallError(RuntimeError):
 
 @dataclass(frozen=True)
 class Edit:
-    """One compatibility edit; pattern and replacement are those of ``re.sub``."""
+    """One compatibility edit; pattern and replacement are those of `re.sub`."""
 
     reason: str  # what fails without it
     files: dict[str, int]  # path under detectron2/ -> places that must change
@@ -154,7 +154,7 @@ EDITS = (
 
 
 def apply_edits(package: Path, edits: Sequence[Edit] = EDITS) -> None:
-    """Changes the sources under the folder ``detectron2``; other sources than expected raise."""
+    """Change the sources under the folder `detectron2`; raise for other sources than expected."""
     for edit in edits:
         for name, expected in edit.files.items():
             path = package / name
@@ -169,7 +169,7 @@ def apply_edits(package: Path, edits: Sequence[Edit] = EDITS) -> None:
 
 
 def find_installed() -> tuple[str, Path] | None:
-    """Returns version and folder of the detectron2 that Python would import, None without one."""
+    """Version and folder of the detectron2 that Python would import, None without one."""
     spec = importlib.util.find_spec("detectron2")
     # A mere folder of that name beside the user's files is found too, as a namespace without file.
     if spec is None or spec.origin is None:
@@ -180,7 +180,7 @@ def find_installed() -> tuple[str, Path] | None:
 
 
 def check_archive(archive: Path) -> None:
-    """Raises unless the file is the one source archive that was examined."""
+    """Raise unless the file is the one source archive that was examined."""
     if not archive.is_file():
         raise InstallError(f"{archive}: no such file.")
     data = archive.read_bytes()
@@ -194,7 +194,7 @@ def check_archive(archive: Path) -> None:
 
 
 def run(what: str, *arguments: str, cwd: Path, **variables: str) -> None:
-    """Runs this interpreter quietly, with these variables set; shows how it ends if it fails."""
+    """Run this interpreter quietly, with these variables set; show how it ends if it fails."""
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -209,7 +209,7 @@ def run(what: str, *arguments: str, cwd: Path, **variables: str) -> None:
 
 
 def download(work: Path) -> Path:
-    """Fetches the archive. pip checks the hash before it runs anything of the archive."""
+    """Fetch the archive. pip checks the hash before it runs anything of the archive."""
     requirements = work / "requirements.txt"
     requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n", encoding="utf-8")
     options = ("--no-deps", "--no-build-isolation", "--no-binary", ":all:", "--require-hashes")
@@ -223,7 +223,7 @@ def download(work: Path) -> Path:
 
 
 def prepare(archive: Path, work: Path) -> Path:
-    """Unpacks the archive into a folder that setuptools can build; its setup.py stays behind."""
+    """Unpack the archive into a folder that setuptools can build; its setup.py stays behind."""
     check_archive(archive)
     with tarfile.open(archive) as tar:
         # Pythons before 3.10.12 have no filters; the hash has vouched for the members.
@@ -239,14 +239,14 @@ def prepare(archive: Path, work: Path) -> Path:
 
 
 def build_wheel(tree: Path, target: Path) -> Path:
-    """Builds the wheel with the installed setuptools, which works without a network."""
+    """Build the wheel with the installed setuptools, which works without a network."""
     options = ("--no-deps", "--no-build-isolation", "--wheel-dir", str(target))
     run("Building the wheel", "-m", "pip", "wheel", *options, str(tree), cwd=tree)
     return next(target.glob("detectron2-0.6-*.whl"))
 
 
 def install(wheel: Path, work: Path) -> None:
-    """Installs the wheel with what it requires, and imports it once."""
+    """Install the wheel with what it requires, and import it once."""
     run("The installation", "-m", "pip", "install", str(wheel), cwd=work)
     program = "import detectron2.engine, detectron2.evaluation, detectron2.export"
     run("detectron2 was installed, but importing it", "-c", program, cwd=work)
@@ -268,7 +268,7 @@ def check_tools(with_torch: bool) -> None:
 
 
 def make(archive: Path | None, wheel_dir: Path | None) -> str:
-    """Does what the command line asks for and returns the sentence that reports it."""
+    """Do what the command line asks for; returns the sentence that reports it."""
     installed = find_installed()
     if installed is not None and wheel_dir is None:
         return f"detectron2 {installed[0]} is already installed in {installed[1]}; left as it is."
@@ -283,7 +283,7 @@ def make(archive: Path | None, wheel_dir: Path | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Installs detectron2 0.6 without a compiler.")
     parser.add_argument("--archive", type=Path, help="use this source archive, do not download")
     parser.add_argument("--wheel-dir", type=Path, help="build the wheel there, do not install")

@@ -26,7 +26,7 @@ MODULES = {
 
 
 def require_detectron2() -> None:
-    """Raises an ImportError that says how to install detectron2 when there is none."""
+    """Raise an ImportError that says how to install detectron2 when there is none."""
     spec = importlib.util.find_spec("detectron2")
     # A mere folder of that name in the working directory has a spec, but no file.
     if spec is None or spec.origin is None:
@@ -38,13 +38,13 @@ def require_detectron2() -> None:
 
 
 def running_doctor() -> bool:
-    """Tells whether this process was started as ``python -m doublehead_d2.tools.doctor``."""
+    """Whether this process was started as `python -m doublehead_d2.tools.doctor`."""
     words = sys.orig_argv
     return any(words[i : i + 2] == ["-m", DOCTOR] for i in range(1, len(words)))
 
 
 def declared_requirements(package: Path) -> tuple[str, ...]:
-    """Returns what the package in this folder asks for, nothing where that is not written down.
+    """What the package in this folder asks for, nothing where that is not written down.
 
     A checkout's pyproject.toml counts before what pip noted of it, which may be older.
     """
@@ -63,11 +63,11 @@ def declared_requirements(package: Path) -> tuple[str, ...]:
 
 
 def module_of(distribution: str) -> str:
-    """Returns the module that shows whether a distribution works."""
+    """The module that shows whether a distribution works."""
     return MODULES.get(distribution, distribution)
 
 
 def distribution_of(module: str) -> str:
-    """Returns what pip must bring for a module, or for one inside it."""
+    """What pip must bring for a module, or for one inside it."""
     top = module.split(".")[0]
     return next((name for name, known in MODULES.items() if known.split(".")[0] == top), top)

@@ -54,7 +54,7 @@ def plot_scaling(content: Mapping[str, Any], path: str) -> None:
 
 
 def check_picture(path: str) -> None:
-    """Raises ValueError where matplotlib does not know the kind of picture that a name ends in."""
+    """Raise ValueError where matplotlib does not know the kind of picture that a name ends in."""
     known = Figure().canvas.get_supported_filetypes()
     kind = os.path.splitext(path)[1].lstrip(".").lower()
     if kind not in known:

@@ -1,4 +1,4 @@
-"""Looks for data sets before a run, so that a missing one costs seconds and the message helps."""
+"""Look for data sets before a run, so that a missing one costs seconds and the message helps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from doublehead_d2.data.shapes.builtin import datasets_root
 
 
 def check_datasets(names: Sequence[str]) -> None:
-    """Raises unless every data set is registered and its files are there.
+    """Refuse a data set that is not registered, or whose files are not there.
 
     Data sets registered with a function of the user's own, without the metadata of the COCO or
     VOC layout, are taken as they are.
 
     Args:
-        names: as in ``cfg.DATASETS.TRAIN``; a single name is accepted, as detectron2 does.
+        names: as in `cfg.DATASETS.TRAIN`; a single name is accepted, as detectron2 does.
 
     Raises:
         ValueError: a name is not registered; the message lists similar ones.
@@ -48,7 +48,7 @@ def _unknown(name: str) -> str:
 
 
 def _required(metadata: Metadata) -> list[tuple[str, bool]]:
-    """Returns what detectron2 will read, as (path, is a folder)."""
+    """What detectron2 will read, as (path, is a folder)."""
     if json_file := metadata.get("json_file", None):
         # Without an image root the annotation file itself holds complete paths.
         image_root = metadata.get("image_root", None)
@@ -76,7 +76,7 @@ def _missing(name: str, kind: str, path: str, metadata: Metadata) -> str:
 
 
 def _tree(metadata: Metadata, root: str) -> str:
-    """Says in one line what belongs where, relative to the root if it is below that."""
+    """Say in one line what belongs where, relative to the root if it is below that."""
 
     def short(path: str) -> str:
         path = os.path.abspath(path)

@@ -16,7 +16,7 @@ Size = tuple[int, int]  # (height, width)
 
 
 class Cv2ResizeTransform(T.ResizeTransform):
-    """Resizes images with OpenCV's bilinear interpolation, all else as `ResizeTransform`.
+    """A resize of images with OpenCV's bilinear interpolation, all else as `ResizeTransform`.
 
     Where it makes an image smaller, it reads the four nearest pixels; PIL averages over the area.
     """

@@ -1,4 +1,4 @@
-"""Converts published weights: python -m doublehead_d2.tools.convert_checkpoint IN OUT"""
+"""Convert published weights: python -m doublehead_d2.tools.convert_checkpoint IN OUT"""
 
 from __future__ import annotations
 

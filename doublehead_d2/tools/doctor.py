@@ -1,4 +1,4 @@
-"""Says what is installed, what would fail, and the command that mends it.
+"""Say what is installed, what would fail, and the command that mends it.
 
     python -m doublehead_d2.tools.doctor
 
@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a statement: an error, or what it left in ``value``."""
+    """What became of a statement: an error, or what it left in `value`."""
 
     error: str | None = None
     value: str | None = None
@@ -80,7 +80,7 @@ class Facts:
 
 
 def version_of(distribution: str) -> str | None:
-    """Returns an installed distribution's version, None without one."""
+    """Version of an installed distribution, None without one."""
     for name in OPENCV if distribution == "opencv-python" else (distribution,):
         try:
             return importlib.metadata.version(name)
@@ -92,7 +92,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def find_module(name: str) -> Path | None:
-    """Returns a top-level module's file without importing it, None where there is none."""
+    """File of a top-level module, found without importing it; None where there is none."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -101,7 +101,7 @@ def find_module(name: str) -> Path | None:
 
 
 def statements(requirements: Sequence[str]) -> dict[str, str]:
-    """The imports to try, from the ground up; ``value`` is what is shown of each."""
+    """The imports to try, from the ground up; `value` is what is shown of each."""
     modules = [module_of(split_requirement(line)[0]) for line in requirements]
     one_box = "torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5"
     cuda = (
@@ -119,7 +119,7 @@ def statements(requirements: Sequence[str]) -> dict[str, str]:
 
 
 def try_statements(steps: Mapping[str, str]) -> dict[str, Answer]:
-    """Runs the statements in a process of their own, and again behind each that ends it."""
+    """Run the statements in a process of their own, and again behind each that ends it."""
     answers: dict[str, Answer] = {}
     while left := {name: step for name, step in steps.items() if name not in answers}:
         command = [sys.executable, "-c", CHILD, json.dumps(left)]
@@ -140,7 +140,7 @@ def try_statements(steps: Mapping[str, str]) -> dict[str, Answer]:
 
 
 def collect_facts() -> Facts:
-    """Looks around: the only part of the doctor that depends on the environment."""
+    """Look around: the only part of the doctor that depends on the environment."""
     requirements = declared_requirements(Path(__file__).resolve().parents[1])
     origin = find_module("detectron2")
     folder = origin.parent if origin is not None else None
@@ -158,21 +158,21 @@ def collect_facts() -> Facts:
 
 
 def read(path: Path, pattern: str) -> str | None:
-    """Returns the first match of a pattern's group in a file, None without one."""
+    """The first match of a pattern's group in a file, None without one."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     match = re.search(pattern, text, re.MULTILINE)
     return match.group(1) if match else None
 
 
 def split_requirement(line: str) -> tuple[str, tuple[int, ...]]:
-    """Splits ``"torch>=2.0"`` into the name in lower case and the least release, (2, 0)."""
+    """Split `"torch>=2.0"` into the name in lower case and the least release, (2, 0)."""
     match = re.match(r"([\w.-]+)[^>]*(?:>=\s*([\d.]+))?", line)
     assert match is not None, f"not a requirement: {line!r}"
     return match.group(1).lower(), release(match.group(2) or "")
 
 
 def release(version: str) -> tuple[int, ...]:
-    """Returns the leading numbers of a version: (0, 1, 5) of 0.1.5.post20221221."""
+    """The leading numbers of a version: (0, 1, 5) of 0.1.5.post20221221."""
     digits = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, digits.group().split("."))) if digits else ()
 
@@ -251,7 +251,7 @@ def find_notes(facts: Facts) -> list[Finding]:
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """Draws the findings from the facts; failures come first, in the order to mend them in."""
+    """Draw the findings from the facts; failures come first, in the order to mend them in."""
     failures = [*find_requirements(facts), *find_broken(facts)]
     # Where its ground is broken, what detectron2's imports say is only an echo of it.
     if not failures or facts.detectron2 is None:
@@ -277,7 +277,7 @@ def describe(facts: Facts) -> list[str]:
 
 
 def main() -> int:
-    """Prints versions and findings; returns the exit code."""
+    """Print versions and findings; returns the exit code."""
     facts = collect_facts()
     print("\n".join(describe(facts)))
     findings = diagnose(facts)

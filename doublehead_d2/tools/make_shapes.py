@@ -1,4 +1,4 @@
-"""Writes a built-in shapes data set: python -m doublehead_d2.tools.make_shapes"""
+"""Write a built-in shapes data set: python -m doublehead_d2.tools.make_shapes"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from doublehead_d2.data.shapes.layouts import EASY, HARD, write_shapes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the data set and says where; returns the exit status."""
+    """Write the data set and say where; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m doublehead_d2.tools.make_shapes",
         description="Writes a built-in shapes data set in COCO's and in Pascal VOC's layout.",

@@ -1,9 +1,9 @@
-"""Registers the built-in shapes data sets with detectron2, in the manner of its own data sets.
+"""Register the built-in shapes data sets with detectron2, in the manner of its own data sets.
 
-Importing this module registers ``shapes_{train,val}`` (COCO layout, evaluated by COCO's protocol)
-and ``shapes_voc_{trainval,test}`` (VOC layout, VOC's protocol), and the harder data of the studies
-likewise, ``shapes_hard_{train,val}`` and ``shapes_hard_voc_{trainval,test}``. The files need not
-exist yet; ``python -m doublehead_d2.tools.make_shapes [--hard]`` writes them.
+Importing this module registers `shapes_{train,val}` (COCO layout, evaluated by COCO's protocol)
+and `shapes_voc_{trainval,test}` (VOC layout, VOC's protocol), and the harder data of the studies
+likewise, `shapes_hard_{train,val}` and `shapes_hard_voc_{trainval,test}`. The files need not
+exist yet; `python -m doublehead_d2.tools.make_shapes [--hard]` writes them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def shapes_root(hard: bool = False) -> str:
 
 
 def register_shapes(root: str, prefix: str = "shapes", hard: bool = False) -> None:
-    """Registers one copy of a shapes data set in both layouts.
+    """Register one copy of a shapes data set in both layouts.
 
     Args:
-        root: the folder that ``write_shapes`` made or will make.
+        root: the folder that `write_shapes` made or will make.
         prefix: start of the registered names.
         hard: whether it is the harder kind.
     """

@@ -30,7 +30,7 @@ class Shape:
     """One drawn object. Its outline is the ground truth: box, area and pixels all follow from it.
 
     Args:
-        category: index into ``SHAPES_CLASSES``.
+        category: index into `SHAPES_CLASSES`.
         outline: M x 2, the vertices (x, y) of a simple polygon, in pixels.
         color: BGR, 0-255.
         truncated: whether the image's edge cuts it off; the outline is what lies inside.
@@ -58,7 +58,7 @@ class Shape:
 def draw_image(
     rng: np.random.Generator, size: int = IMAGE_SIZE
 ) -> tuple[np.ndarray, tuple[Shape, ...]]:
-    """Draws one image with 1 to ``MAX_OBJECTS`` objects.
+    """Draw one image with 1 to `MAX_OBJECTS` objects.
 
     No object hides a pixel of another, so the ground truth is what is seen.
 
@@ -75,7 +75,7 @@ def draw_image(
 
 
 def draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a colour with a gentle gradient and noise.
+    """Draw a colour with a gentle gradient and noise.
 
     Returns:
         size x size x 3, BGR float32 in 0-255, and its mean colour, 3.
@@ -92,7 +92,7 @@ def draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np
 def sample_shapes(
     rng: np.random.Generator, background_color: np.ndarray, size: int
 ) -> tuple[Shape, ...]:
-    """Chooses classes, outlines, places and colours. An object that finds no place is left out."""
+    """Choose classes, outlines, places and colours. An object that finds no place is left out."""
     shapes: list[Shape] = []
     taken = np.zeros((size, size), dtype=bool)
     for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
@@ -113,7 +113,7 @@ def sample_shapes(
 
 
 def render(background: np.ndarray, shapes: tuple[Shape, ...]) -> np.ndarray:
-    """Paints the shapes in order, with smooth edges.
+    """Paint the shapes in order, with smooth edges.
 
     Args:
         background: size x size x 3, BGR float in 0-255; is not changed.
@@ -129,7 +129,7 @@ def render(background: np.ndarray, shapes: tuple[Shape, ...]) -> np.ndarray:
 
 
 def coverage(outline: np.ndarray, size: int) -> np.ndarray:
-    """Returns the share of every pixel that lies inside the outline: size x size, float32, 0-1.
+    """The share of every pixel that lies inside the outline: size x size, float32, 0-1.
 
     OpenCV's own smooth edges reach about a pixel too far outside. Filling a finer grid and
     averaging keeps edges within 1 / SUPERSAMPLING pixels, so that boxes are tight.
@@ -145,8 +145,10 @@ def coverage(outline: np.ndarray, size: int) -> np.ndarray:
 def box_overlap(
     box: tuple[float, float, float, float], other: tuple[float, float, float, float]
 ) -> float:
-    """Intersection over the area of the smaller box, boxes XYXY. Unlike IoU it is 1 for a box
-    inside another, however large the other is."""
+    """Intersection over the area of the smaller box, boxes XYXY.
+
+    Unlike IoU it is 1 for a box inside another, however large the other is.
+    """
     width = min(box[2], other[2]) - max(box[0], other[0])
     height = min(box[3], other[3]) - max(box[1], other[1])
     smaller = min((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other))
@@ -154,7 +156,7 @@ def box_overlap(
 
 
 def _place(rng: np.random.Generator, outline: np.ndarray, size: int) -> np.ndarray:
-    """Moves an outline to a random place wholly inside the image."""
+    """Move an outline to a random place wholly inside the image."""
     low = outline.min(axis=0)
     room = size - np.ptp(outline, axis=0)
     # Two decimals are what the annotation files hold; rounding here keeps them exact.
@@ -164,7 +166,7 @@ def _place(rng: np.random.Generator, outline: np.ndarray, size: int) -> np.ndarr
 def sample_color(
     rng: np.random.Generator, background_color: np.ndarray, min_contrast: float
 ) -> tuple[float, float, float]:
-    """A BGR colour at least ``min_contrast`` away from the background's."""
+    """A BGR colour at least `min_contrast` away from the background's."""
     while True:
         color = rng.uniform(0.0, 255.0, size=3)
         if np.linalg.norm(color - background_color) >= min_contrast:
@@ -194,7 +196,7 @@ def _triangle(rng: np.random.Generator) -> np.ndarray:
 
 
 def rotate(rng: np.random.Generator, outline: np.ndarray, max_degrees: float) -> np.ndarray:
-    """Turns an outline by a random angle, at most ``max_degrees`` to either side."""
+    """Turn an outline by a random angle, at most `max_degrees` to either side."""
     angle = np.deg2rad(rng.uniform(-max_degrees, max_degrees))
     cos, sin = np.cos(angle), np.sin(angle)
     return outline @ np.array([[cos, sin], [-sin, cos]])

@@ -41,7 +41,7 @@ ROUND_VERTICES = 40
 def draw_hard_image(
     rng: np.random.Generator, size: int = IMAGE_SIZE
 ) -> tuple[np.ndarray, tuple[Shape, ...]]:
-    """Draws one image with 1 to 9 objects of `HARD_SHAPES_CLASSES`.
+    """Draw one image with 1 to 9 objects of `HARD_SHAPES_CLASSES`.
 
     A box encloses what of its object lies inside the image, also where another object hides it.
 
@@ -66,7 +66,7 @@ def draw_hard_image(
 def _sample_shapes(
     rng: np.random.Generator, background_color: np.ndarray, size: int
 ) -> tuple[Shape, ...]:
-    """Chooses classes, outlines, places and colours from back to front."""
+    """Choose classes, outlines, places and colours from back to front."""
     shapes: list[Shape] = []
     visible: list[np.ndarray] = []  # the pixels of each shape that are still seen
     whole: list[int] = []
@@ -102,7 +102,7 @@ def _place(
     color: tuple[float, float, float],
     size: int,
 ) -> Shape | None:
-    """Moves an outline to a random place, cut off at the image's edge; None if too little stays."""
+    """Move an outline to a random place, cut off at the image's edge; None if too little stays."""
     center = rng.uniform(0.0, size, size=2)
     moved = outline - (outline.min(axis=0) + outline.max(axis=0)) / 2.0 + center
     frame = np.array([[0, 0], [size, 0], [size, size], [0, size]], dtype=np.float32)
@@ -121,7 +121,7 @@ def _place(
 
 
 def _draw_clutter(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Paints an arc, a corner or a blob: parts of objects, but none of the classes."""
+    """Paint an arc, a corner or a blob: parts of objects, but none of the classes."""
     size = len(image)
     x, y = (int(v) for v in rng.integers(0, size, size=2))
     color = rng.uniform(0.0, 255.0, size=3).tolist()
@@ -145,7 +145,7 @@ def _draw_clutter(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def _draw_line(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Paints a thin line across the objects."""
+    """Paint a thin line across the objects."""
     ends = rng.integers(0, len(image), size=4)
     color = rng.uniform(0.0, 255.0, size=3).tolist()
     start, end = (int(ends[0]), int(ends[1])), (int(ends[2]), int(ends[3]))

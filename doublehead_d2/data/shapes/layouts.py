@@ -1,4 +1,4 @@
-"""Writes the shapes data set to disk, the same images in COCO's and in Pascal VOC's layout.
+"""Write the shapes data set to disk, the same images in COCO's and in Pascal VOC's layout.
 
 <root>/coco/{train,val}/<split>_000001.jpg
 <root>/coco/annotations/instances_{train,val}.json
@@ -38,7 +38,7 @@ class ShapesKind:
     """What the two kinds of shapes data differ in.
 
     Args:
-        classes: names in the order of ``Shape.category``.
+        classes: names in the order of `Shape.category`.
         draw: draws an image, H x W x 3 BGR uint8, and its objects from a random generator.
         num_val: validation images, if no other number is asked for.
     """
@@ -82,14 +82,14 @@ def write_shapes(
     hard: bool = False,
     force: bool = False,
 ) -> bool:
-    """Writes the data set into the folder ``root``, which appears only when it is complete.
+    """Write the data set into the folder `root`, which appears only when it is complete.
 
     Args:
         root: folder to make. One that holds the data set with the same parameters is left alone.
         num_train: training images.
         num_val: validation images (400, of the harder data 500); the test images of the VOC layout.
         seed: an image depends on this, its split and its number, not on how many there are.
-        hard: write the harder data of ``hard.py``.
+        hard: write the harder data of `hard.py`.
         force: replace a data set that is there. Other folders are never replaced.
 
     Returns:
@@ -97,7 +97,7 @@ def write_shapes(
 
     Raises:
         ValueError: a count or the seed is too small.
-        FileExistsError: ``root`` holds something else, or the data set with other parameters.
+        FileExistsError: `root` holds something else, or the data set with other parameters.
     """
     kind = HARD if hard else EASY
     num_val = kind.num_val if num_val is None else num_val
@@ -127,7 +127,7 @@ def write_shapes(
 
 
 def _parameters(num_train: int, num_val: int, seed: int, hard: bool) -> dict[str, int]:
-    """Returns the content of the parameters file."""
+    """Content of the parameters file."""
     if min(num_train, num_val) < MIN_IMAGES:
         # detectron2 cannot read a VOC list with a single line.
         raise ValueError(
@@ -141,7 +141,7 @@ def _parameters(num_train: int, num_val: int, seed: int, hard: bool) -> dict[str
 
 
 def _is_there(root: Path, wanted: dict[str, int], force: bool) -> bool:
-    """Whether ``root`` holds the wanted data set; raises if it holds anything that must stay."""
+    """Whether `root` holds the wanted data set; raises if it holds anything that must stay."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     if not (root / PARAMETERS_FILE).is_file():
@@ -171,7 +171,7 @@ def _listing(parameters: dict[str, int]) -> str:
 
 
 def _first_missing(root: Path, parameters: dict[str, int]) -> str | None:
-    """The first file that somebody has deleted since, relative to ``root``."""
+    """The first file that somebody has deleted since, relative to `root`."""
     for split in SPLITS:
         stems = [_stem(split, number + 1) for number in range(parameters[f"num_{split}"])]
         names = [f"coco/annotations/instances_{split}.json"]
@@ -190,7 +190,7 @@ def _stem(split: str, number: int) -> str:
 
 
 def _pictures(kind: ShapesKind, split: str, count: int, seed: int) -> Iterator[Picture]:
-    """Draws the images of a split."""
+    """Draw the images of a split."""
     for index in range(count):
         # A generator of its own: an image stays the same however many come before it.
         image, shapes = kind.draw(np.random.default_rng((seed, SPLITS.index(split), index)))
@@ -202,7 +202,7 @@ def _pictures(kind: ShapesKind, split: str, count: int, seed: int) -> Iterator[P
 
 
 def _write_split(root: Path, kind: ShapesKind, split: str, count: int, seed: int) -> None:
-    """Writes the images of a split and their ground truth in both layouts."""
+    """Write the images of a split and their ground truth in both layouts."""
     coco, voc = root / "coco", root / "voc"
     folders = [coco / split, coco / "annotations", voc / "ImageSets" / "Main"]
     for folder in [*folders, voc / "JPEGImages", voc / "Annotations"]:
@@ -226,7 +226,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def coco_dict(
     pictures: Sequence[Picture], classes: Sequence[str] = SHAPES_CLASSES
 ) -> dict[str, Any]:
-    """Builds the content of a COCO annotation file: boxes XYWH, areas of the outlines."""
+    """Content of a COCO annotation file: boxes XYWH, areas of the outlines."""
     annotations: list[dict[str, Any]] = []
     for picture in pictures:
         for shape in picture.shapes:
@@ -259,7 +259,7 @@ def coco_dict(
 
 
 def voc_tree(picture: Picture, classes: Sequence[str] = SHAPES_CLASSES) -> ET.ElementTree:
-    """Builds the VOC annotation of an image.
+    """Build the VOC annotation of an image.
 
     Boxes are 1-based inclusive pixel numbers. A pixel column belongs to a box when at least half
     of it is inside, so that they are on average as large as the boxes of the COCO layout.
@@ -281,6 +281,6 @@ def voc_tree(picture: Picture, classes: Sequence[str] = SHAPES_CLASSES) -> ET.El
 
 
 def _add(parent: ET.Element, **fields: str | int) -> None:
-    """Appends one element with a text per field, in order."""
+    """Append one element with a text per field, in order."""
     for name, value in fields.items():
         ET.SubElement(parent, name).text = str(value)
