@@ -282,12 +282,12 @@ def make(archive: Path | None, wheel_dir: Path | None) -> str:
     return "Installed detectron2 0.6 (without compiled operators)."
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Installs detectron2 0.6 without a compiler.")
     parser.add_argument("--archive", type=Path, help="use this source archive, do not download")
     parser.add_argument("--wheel-dir", type=Path, help="build the wheel there, do not install")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     try:
         print(make(args.archive, args.wheel_dir))
     except InstallError as error:

@@ -14,7 +14,7 @@ from doublehead_d2.checkpoint.files import convert_file
 from doublehead_d2.checkpoint.published import COCO_CLASSES, PUBLISHED
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Convert a file and say what to use it with; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m doublehead_d2.tools.convert_checkpoint",
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="auto",
         help="the code that wrote IN (default: told by its keys)",
     )
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     logger, handler = logging.getLogger("doublehead_d2"), logging.StreamHandler(sys.stdout)
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)  # what was converted and what was dropped

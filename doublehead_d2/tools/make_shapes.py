@@ -11,7 +11,7 @@ from doublehead_d2.data.shapes.builtin import shapes_root
 from doublehead_d2.data.shapes.layouts import EASY, HARD, write_shapes
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write the data set and say where; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m doublehead_d2.tools.make_shapes",
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--force", action="store_true", help="replace a shapes data set that is there"
     )
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     output = args.output or shapes_root(args.hard)
     if args.num_val is None:
         args.num_val = (HARD if args.hard else EASY).num_val
