@@ -8,8 +8,6 @@ few edits below that today's libraries ask for, and installs that. An existing d
     python dev/install_detectron2.py [--archive FILE.tar.gz] [--wheel-dir DIR]
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """Registration of the shapes data set, the check that data sets are there, and evaluation on it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

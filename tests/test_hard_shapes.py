@@ -1,7 +1,5 @@
 """The images of the harder shapes data and the folder they are written to."""
 
-from __future__ import annotations
-
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path

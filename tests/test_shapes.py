@@ -1,7 +1,5 @@
 """The images of the built-in shapes data set and the folder they are written to."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Look for data sets before a run, so that a missing one costs seconds and the message helps."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Sequence

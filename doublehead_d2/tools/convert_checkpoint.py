@@ -1,7 +1,5 @@
 """Convert published weights: python -m doublehead_d2.tools.convert_checkpoint IN OUT"""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

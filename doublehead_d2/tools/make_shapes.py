@@ -1,7 +1,5 @@
 """Write a built-in shapes data set: python -m doublehead_d2.tools.make_shapes"""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

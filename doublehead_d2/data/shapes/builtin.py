@@ -6,8 +6,6 @@ likewise, `shapes_hard_{train,val}` and `shapes_hard_voc_{trainval,test}`. The f
 exist yet; `python -m doublehead_d2.tools.make_shapes [--hard]` writes them.
 """
 
-from __future__ import annotations
-
 import os
 
 from detectron2.data import MetadataCatalog

@@ -5,8 +5,6 @@ Coordinates are continuous: x runs right, y runs down, in pixels from the top le
 image, so that pixel (0, 0) covers [0, 1) x [0, 1) and a box spans the edges of what it encloses.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import cv2

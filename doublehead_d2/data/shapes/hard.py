@@ -5,8 +5,6 @@ What `easy.py` avoids is here on purpose: classes that resemble one another in p
 resembles parts of objects. Coordinates are those of `easy.py`.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

@@ -7,8 +7,6 @@
 <root>/shapes.json                 the parameters; its presence marks the folder as ours
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile
