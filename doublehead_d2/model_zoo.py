@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
-from doublehead_d2.checkpoint.published import PREFIX
+from doublehead_d2.checkpoint.sources.source import PREFIX
 from doublehead_d2.config import (
     add_doublehead_config,
     check_deformable_convolution,

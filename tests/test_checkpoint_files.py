@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from doublehead_d2.checkpoint import convert_checkpoint
-from doublehead_d2.checkpoint.files import convert_file, load_tensors, refuse_code_in_pickle
+from doublehead_d2.checkpoint.reading import convert_file, load_tensors, refuse_code_in_pickle
 from doublehead_d2.tools import convert_checkpoint as tool
 from foreign import foreign_checkpoint, save_foreign
 

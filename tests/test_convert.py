@@ -9,8 +9,12 @@ import torch
 from detectron2.modeling import build_model
 
 from doublehead_d2.checkpoint import convert_checkpoint
-from doublehead_d2.checkpoint.convert import COMMAND, SOURCES
-from doublehead_d2.checkpoint.maskrcnn_benchmark import background_last, without_background_box
+from doublehead_d2.checkpoint.sources import SOURCES
+from doublehead_d2.checkpoint.sources.maskrcnn_benchmark import (
+    background_last,
+    without_background_box,
+)
+from doublehead_d2.checkpoint.sources.recognise import COMMAND
 from foreign import GOLDEN, foreign_checkpoint, foreign_state, tiny_cfg
 
 NAMES = {"mmdet": "mmdet", "official": "maskrcnn_benchmark"}

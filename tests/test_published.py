@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 
 from doublehead_d2.checkpoint import convert_checkpoint, published
 from doublehead_d2.checkpoint.download import hash_in_name
-from doublehead_d2.checkpoint.files import load_tensors
+from doublehead_d2.checkpoint.reading import load_tensors
 from foreign import foreign_checkpoint, save_foreign, tiny_cfg
 from servers import Server, hashed
 

@@ -10,8 +10,9 @@ from fvcore.common.checkpoint import Checkpointer
 
 from doublehead_d2.checkpoint.convert import convert_checkpoint, find_foreign
 from doublehead_d2.checkpoint.download import download, file_name, hash_in_name
-from doublehead_d2.checkpoint.files import load_tensors, refuse_code_in_pickle
-from doublehead_d2.checkpoint.published import PREFIX, PUBLISHED, cache_folder
+from doublehead_d2.checkpoint.published import PUBLISHED, cache_folder
+from doublehead_d2.checkpoint.reading import load_tensors, refuse_code_in_pickle
+from doublehead_d2.checkpoint.sources.source import PREFIX
 
 logger = logging.getLogger(__name__)
 

@@ -1,60 +1,21 @@
-"""From checkpoints of the two published implementations to the keys of this package."""
+"""From the checkpoints of other code bases to the keys of this package."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from doublehead_d2.checkpoint import maskrcnn_benchmark, mmdet
-from doublehead_d2.checkpoint.renames import BLOCKS, Rename
+from doublehead_d2.checkpoint.sources import SOURCES
+from doublehead_d2.checkpoint.sources.recognise import find_source
+from doublehead_d2.checkpoint.sources.renames import BLOCKS, Rename
+from doublehead_d2.checkpoint.sources.source import Source
 
 logger = logging.getLogger(__name__)
 
-COMMAND = "python -m doublehead_d2.tools.convert_checkpoint IN OUT"
 NAMES_SHOWN = 8
-
-
-class Source(NamedTuple):
-    """A code base whose checkpoints are understood."""
-
-    title: str
-    mark: str  # beginning of keys that only its models have
-    double_head: str  # beginning of keys that of its models only Double-Head R-CNN has
-    stages: str  # what stands before "layer3" in the keys of its ResNet
-    cls_scores: tuple[str, ...]  # layers with K + 1 rows
-    box_deltas: tuple[str, ...]  # layers with 4 rows a class
-    background_boxes: int  # how many of the classes with boxes are background
-    published: str  # its published models as MODEL.WEIGHTS names them
-    renames: Callable[[int], Iterator[Rename]]
-
-
-SOURCES = {
-    "mmdet": Source(
-        title="mmdetection",
-        mark="roi_head.bbox_head.",
-        double_head="roi_head.bbox_head.conv_branch.",
-        stages="backbone.",
-        cls_scores=(f"{mmdet.HEAD}.fc_cls",),
-        box_deltas=(f"{mmdet.HEAD}.fc_reg",),
-        background_boxes=0,
-        published="doublehead://mmdet/dh_faster_rcnn_r50_fpn_1x_coco",
-        renames=mmdet.renames,
-    ),
-    "maskrcnn_benchmark": Source(
-        title="the authors' code (maskrcnn-benchmark)",
-        mark="roi_heads.box.",
-        double_head="roi_heads.box.feature_extractor.nonlocal_conv.",
-        stages="backbone.body.",
-        cls_scores=tuple(f"{maskrcnn_benchmark.PREDICTOR}.cls_score{s}" for s in ("", "_fc")),
-        box_deltas=tuple(f"{maskrcnn_benchmark.PREDICTOR}.bbox_pred{s}" for s in ("", "_fc")),
-        background_boxes=1,
-        published="doublehead://official/dh_faster_rcnn_R_50_FPN_1x (or R_101)",
-        renames=maskrcnn_benchmark.renames,
-    ),
-}
 
 
 class ForeignModel(NamedTuple):
@@ -66,7 +27,7 @@ class ForeignModel(NamedTuple):
 
 
 def convert_checkpoint(checkpoint: Mapping[str, Any], source: str = "auto") -> dict[str, Tensor]:
-    """Rename and rearrange the weights of a published Double-Head R-CNN.
+    """Rename and rearrange the weights of a published model.
 
     Every key of the file is used, or dropped as the source's table says (the log lists what), or
     refused.
@@ -99,14 +60,14 @@ def read_foreign(
     if name is None:
         raise ValueError(_neither(state))
     description = SOURCES[name]
-    if not any(key.startswith(description.double_head) for key in state):
+    if not any(key.startswith(description.model_mark) for key in state):
         raise ValueError(
-            f"this is not a Double-Head R-CNN of {description.title}: no key begins with "
-            f"'{description.double_head}'; found {_summary(state)}"
+            f"this is not a {description.model} of {description.title}: no key begins with "
+            f"'{description.model_mark}'; found {_summary(state)}"
         )
     depth = _depth(state, description)
     table = list(description.renames(depth))
-    _check_keys(state, table, f"Double-Head R-CNN R-{depth} of {description.title}")
+    _check_keys(state, table, f"{description.model} R-{depth} of {description.title}")
     model = ForeignModel(name, depth, _check_rows(state, description))
     _log_conversion(table, model)
     converted = {
@@ -120,8 +81,9 @@ def read_foreign(
 def _log_conversion(table: list[Rename], model: ForeignModel) -> None:
     dropped = [rename.theirs for rename in table if rename.ours is None]
     logger.info(
-        "Converted %d tensors of a Double-Head R-CNN R-%d of %s with %d classes; dropped %d: %s",
+        "Converted %d tensors of a %s R-%d of %s with %d classes; dropped %d: %s",
         len(table) - len(dropped),
+        SOURCES[model.source].model,
         model.depth,
         SOURCES[model.source].title,
         model.num_classes,
@@ -130,34 +92,10 @@ def _log_conversion(table: list[Rename], model: ForeignModel) -> None:
     )
 
 
-def find_source(keys: Iterable[Any]) -> str | None:
-    """The source whose models have such keys, a name of `SOURCES`; None if there is none."""
-    keys = [str(key).removeprefix("module.") for key in keys]
-    for name, source in SOURCES.items():
-        if any(key.startswith(source.mark) for key in keys):
-            return name
-    return None
-
-
 def find_foreign(checkpoint: Any) -> str | None:
     """As :func:`find_source`, of what `torch.load` gave; None for anything but a foreign file."""
     state = _unwrap(checkpoint)
     return find_source(state) if isinstance(state, Mapping) else None
-
-
-def refuse_foreign_keys(keys: Iterable[str]) -> None:
-    """Stop where a state dict of another code base is about to be loaded as it stands.
-
-    Raises:
-        ValueError: names the source and what to use instead.
-    """
-    source = find_source(keys)
-    if source is not None:
-        raise ValueError(
-            f"these weights have the keys of {SOURCES[source].title} and would load nothing; "
-            f"convert them (`{COMMAND}`, or doublehead_d2.checkpoint.convert_checkpoint), or name "
-            f"a published model: MODEL.WEIGHTS {SOURCES[source].published}"
-        )
 
 
 def _unwrap(checkpoint: Any) -> Any:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
-from doublehead_d2.checkpoint.files import BLOCK, sha256_of
+from doublehead_d2.checkpoint.reading import BLOCK, sha256_of
 
 TIMEOUT = 30  # seconds without a byte
 _HEADERS = {"User-Agent": "doublehead_d2"}

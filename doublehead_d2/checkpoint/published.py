@@ -1,66 +1,27 @@
-"""The published Double-Head checkpoints by name, for MODEL.WEIGHTS: doublehead://<name>."""
+"""The published checkpoints by name, for MODEL.WEIGHTS: doublehead://<name>."""
 
 import json
 import logging
 import os
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 
 from doublehead_d2.checkpoint.download import check_hash, download
-from doublehead_d2.checkpoint.files import convert_file
+from doublehead_d2.checkpoint.reading import convert_file
+from doublehead_d2.checkpoint.sources import SOURCES
+from doublehead_d2.checkpoint.sources.source import PREFIX
 from doublehead_d2.files import write_json
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "doublehead://"
 # Part of the names of converted files: raise it when a conversion changes its result.
 CONVERSION = 1
 COCO_CLASSES = 80
 
 
-class Published(NamedTuple):
-    """A checkpoint that others published."""
-
-    file: str  # name of the original file
-    source: str  # as `convert_checkpoint`
-    depth: int  # of the ResNet
-    address: str
-    direct: bool  # whether `address` gives the file, not a page to click through
-    config: str  # name in the zoo
-
-
-_MMDET = (
-    "https://download.openmmlab.com/mmdetection/v2.0/double_heads/dh_faster_rcnn_r50_fpn_1x_coco"
-)
-_OFFICIAL = "Imported/official_double_head_ext_rcnn_R_{}_FPN_1x.yaml"
-PUBLISHED = {
-    "mmdet/dh_faster_rcnn_r50_fpn_1x_coco": Published(
-        file="dh_faster_rcnn_r50_fpn_1x_coco_20200130-586b67df.pth",
-        source="mmdet",
-        depth=50,
-        address=f"{_MMDET}/dh_faster_rcnn_r50_fpn_1x_coco_20200130-586b67df.pth",
-        direct=True,
-        config="Imported/mmdet_double_head_rcnn_R_50_FPN_1x.yaml",
-    ),
-    "official/dh_faster_rcnn_R_50_FPN_1x": Published(
-        file="dh_faster_rcnn_R_50_FPN_1x.pth",
-        source="maskrcnn_benchmark",
-        depth=50,
-        address="https://drive.google.com/open?id=1KnRoyJQjS9rQUTCFEm54AIsUy2qbZTK_",
-        direct=False,
-        config=_OFFICIAL.format(50),
-    ),
-    "official/dh_faster_rcnn_R_101_FPN_1x": Published(
-        file="dh_faster_rcnn_R_101_FPN_1x.pth",
-        source="maskrcnn_benchmark",
-        depth=101,
-        address="https://drive.google.com/open?id=18CMdq4U9TZOCz7SSj-3c27xkfqO_gvwP",
-        direct=False,
-        config=_OFFICIAL.format(101),
-    ),
-}
+PUBLISHED = {name: entry for source in SOURCES.values() for name, entry in source.published.items()}
 
 
 def cache_folder(writable: bool = True) -> str:
@@ -149,7 +110,8 @@ def _fetch(name: str, original: str) -> None:
 def _convert(name: str, original: str, converted: str) -> None:
     """Convert a file that must be the named one, and record which it was."""
     published = PUBLISHED[name]
-    record = convert_file(original, converted, published.source, published.depth)
+    (source,) = (source.name for source in SOURCES.values() if name in source.published)
+    record = convert_file(original, converted, source, published.depth)
     if record["num_classes"] != COCO_CLASSES:
         logger.warning(
             "'%s' has %d classes; '%s%s' as published has %d",

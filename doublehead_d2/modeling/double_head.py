@@ -17,7 +17,7 @@ from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from doublehead_d2.checkpoint.convert import refuse_foreign_keys
+from doublehead_d2.checkpoint.sources.recognise import refuse_foreign_keys
 from doublehead_d2.config import check_doublehead_config
 from doublehead_d2.modeling.legacy import clip_to_pixels
 from doublehead_d2.modeling.output_layers import (

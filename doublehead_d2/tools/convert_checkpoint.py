@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from doublehead_d2.checkpoint.convert import SOURCES
-from doublehead_d2.checkpoint.files import convert_file
-from doublehead_d2.checkpoint.published import COCO_CLASSES, PUBLISHED
+from doublehead_d2.checkpoint.published import COCO_CLASSES
+from doublehead_d2.checkpoint.reading import convert_file
+from doublehead_d2.checkpoint.sources import SOURCES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _use(record: dict[str, Any]) -> str:
     """What to use a converted file with."""
-    fitting = [p for p in PUBLISHED.values() if p.source == record["source"]]
+    fitting = list(SOURCES[record["source"]].published.values())
     config = next((p.config for p in fitting if p.depth == record["depth"]), None)
     changes = ""
     if config is None:

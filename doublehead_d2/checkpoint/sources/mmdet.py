@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from doublehead_d2.checkpoint.renames import (
+from doublehead_d2.checkpoint.sources.renames import (
     COUNTED_NORM,
     LINEAR,
     NORM,
@@ -10,6 +10,7 @@ from doublehead_d2.checkpoint.renames import (
     layer,
     resnet_stages,
 )
+from doublehead_d2.checkpoint.sources.source import Published, Source
 
 HEAD = "roi_head.bbox_head"
 
@@ -55,3 +56,28 @@ def _frozen_norm(theirs: str, ours: str) -> Iterator[Rename]:
     """detectron2's frozen norm counts no batches."""
     yield from layer(theirs, ours, NORM)
     yield Rename(f"{theirs}.num_batches_tracked", None)
+
+
+_FILE = "dh_faster_rcnn_r50_fpn_1x_coco_20200130-586b67df.pth"
+SOURCE = Source(
+    name="mmdet",
+    title="mmdetection",
+    model="Double-Head R-CNN",
+    mark="roi_head.bbox_head.",
+    model_mark="roi_head.bbox_head.conv_branch.",
+    stages="backbone.",
+    cls_scores=(f"{HEAD}.fc_cls",),
+    box_deltas=(f"{HEAD}.fc_reg",),
+    background_boxes=0,
+    renames=renames,
+    published={
+        "mmdet/dh_faster_rcnn_r50_fpn_1x_coco": Published(
+            file=_FILE,
+            depth=50,
+            address="https://download.openmmlab.com/mmdetection/v2.0/double_heads/"
+            f"dh_faster_rcnn_r50_fpn_1x_coco/{_FILE}",
+            direct=True,
+            config="Imported/mmdet_double_head_rcnn_R_50_FPN_1x.yaml",
+        ),
+    },
+)

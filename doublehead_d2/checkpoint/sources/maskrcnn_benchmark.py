@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from doublehead_d2.checkpoint.renames import (
+from doublehead_d2.checkpoint.sources.renames import (
     COUNTED_NORM,
     LINEAR,
     NORM,
@@ -13,6 +13,7 @@ from doublehead_d2.checkpoint.renames import (
     layer,
     resnet_stages,
 )
+from doublehead_d2.checkpoint.sources.source import Published, Source
 
 FEATURES = "roi_heads.box.feature_extractor"
 PREDICTOR = "roi_heads.box.predictor"
@@ -93,3 +94,33 @@ def background_last(rows: Tensor) -> Tensor:
 def without_background_box(rows: Tensor) -> Tensor:
     """4 (K + 1) rows, background first, to 4K; class-agnostic: 8 rows to the last 4."""
     return rows[4:].clone()
+
+
+def _published(depth: int, identifier: str) -> Published:
+    return Published(
+        file=f"dh_faster_rcnn_R_{depth}_FPN_1x.pth",
+        depth=depth,
+        address=f"https://drive.google.com/open?id={identifier}",
+        direct=False,
+        config=f"Imported/official_double_head_ext_rcnn_R_{depth}_FPN_1x.yaml",
+    )
+
+
+SOURCE = Source(
+    name="maskrcnn_benchmark",
+    title="the authors' code (maskrcnn-benchmark)",
+    model="Double-Head R-CNN",
+    mark="roi_heads.box.",
+    model_mark="roi_heads.box.feature_extractor.nonlocal_conv.",
+    stages="backbone.body.",
+    cls_scores=(f"{PREDICTOR}.cls_score", f"{PREDICTOR}.cls_score_fc"),
+    box_deltas=(f"{PREDICTOR}.bbox_pred", f"{PREDICTOR}.bbox_pred_fc"),
+    background_boxes=1,
+    renames=renames,
+    published={
+        "official/dh_faster_rcnn_R_50_FPN_1x": _published(50, "1KnRoyJQjS9rQUTCFEm54AIsUy2qbZTK_"),
+        "official/dh_faster_rcnn_R_101_FPN_1x": _published(
+            101, "18CMdq4U9TZOCz7SSj-3c27xkfqO_gvwP"
+        ),
+    },
+)

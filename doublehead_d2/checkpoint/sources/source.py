@@ -1,0 +1,34 @@
+"""What is known of a code base whose checkpoints are understood."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from doublehead_d2.checkpoint.sources.renames import Rename
+
+PREFIX = "doublehead://"  # of published models, for MODEL.WEIGHTS
+
+
+class Published(NamedTuple):
+    """A checkpoint that others published."""
+
+    file: str  # name of the original file
+    depth: int  # of the ResNet
+    address: str
+    direct: bool  # whether `address` gives the file, not a page to click through
+    config: str  # name in the zoo
+
+
+class Source(NamedTuple):
+    """A code base whose checkpoints are understood: all that this package knows of its files."""
+
+    name: str  # as `convert_checkpoint` takes it
+    title: str  # the code base, for people
+    model: str  # the system that is converted, for people
+    mark: str  # beginning of keys that only its models have
+    model_mark: str  # beginning of keys that of its models only that system has
+    stages: str  # what stands before "layer3" in the keys of its ResNet
+    cls_scores: tuple[str, ...]  # layers with K + 1 rows
+    box_deltas: tuple[str, ...]  # layers with 4 rows a class
+    background_boxes: int  # how many of the classes with boxes are background
+    renames: Callable[[int], Iterator[Rename]]  # every key of a model, by depth of its ResNet
+    published: Mapping[str, Published]  # by name, without `PREFIX`
