@@ -16,7 +16,7 @@ from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.checkpoint.sources.source import PREFIX
 from doublehead_d2.config import (
     add_doublehead_config,
-    check_deformable_convolution,
+    check_model,
     fall_back_to_cpu,
 )
 
@@ -106,14 +106,14 @@ def get(
         trained: same as weights="published".
 
     Raises:
-        ValueError: no such config, no published weights, or deformable convolution where it cannot
-            run.
+        ValueError: no such config, no published weights, or a config that no model can be built
+            from.
     """
     trained = trained or weights == "published"
     cfg = get_config(name, trained=trained)
     if device is not None:
         cfg.MODEL.DEVICE = device
-    check_deformable_convolution(cfg)
+    check_model(cfg)
     model = build_model(cfg)
     if trained:
         weights = cfg.MODEL.WEIGHTS

@@ -93,7 +93,8 @@ def test_deformable_convolution_is_refused_where_it_cannot_run() -> None:
 
 
 @pytest.mark.skipif(find_spec("detectron2._C") is not None, reason="has compiled operators")
-def test_deformable_convolution_needs_compiled_operators() -> None:
+def test_deformable_convolution_needs_compiled_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     cfg = model_zoo.get_config("COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml")
     cfg.merge_from_list(["MODEL.DEVICE", "cuda", *DEFORMABLE])
     with pytest.raises(ValueError, match="needs detectron2's compiled operators") as error:

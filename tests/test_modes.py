@@ -13,8 +13,7 @@ from doublehead_d2.engine import argument_parser, main
 from doublehead_d2.evaluation import (
     ModesEvaluator,
     configured_mode,
-    double_heads,
-    paper_modes,
+    find_heads,
     score_modes,
 )
 from doublehead_d2.evaluation.modes import modes_table
@@ -69,16 +68,16 @@ def lambdas(cls: float, reg: float) -> list:
     ],
 )
 def test_modes_that_a_model_can_give(opts: list, names: list) -> None:
-    modes = paper_modes(small_heads(*opts))
+    modes = small_heads(*opts).scoring_modes()
     assert modes == {name: FOUR[name] for name in names}
 
 
 def test_fused_is_the_configured_fusion() -> None:
     heads = small_heads(*EXT, f"{NODE}.SCORE_FUSION", "average")
-    assert paper_modes(heads)["fused"] == ("average", "reg_head")
-    assert configured_mode(heads, paper_modes(heads)) == "fused"
+    assert heads.scoring_modes()["fused"] == ("average", "reg_head")
+    assert configured_mode(heads, heads.scoring_modes()) == "fused"
     heads = small_heads(*EXT, f"{NODE}.BOX_SOURCE", "cls_head")
-    assert configured_mode(heads, paper_modes(heads)) is None
+    assert configured_mode(heads, heads.scoring_modes()) is None
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -141,7 +140,7 @@ def test_a_single_head_has_no_modes() -> None:
     cfg = model_zoo.get_config("Shapes-Detection/single_fc_rcnn_tiny.yaml")
     heads = small_heads("MODEL.ROI_HEADS.NAME", "StandardROIHeads")
     with pytest.raises(ValueError, match="'StandardROIHeads', allowed: 'DoubleHeadROIHeads'"):
-        double_heads(Model(heads))
+        find_heads(Model(heads))
     assert not cfg.TEST.DOUBLE_HEAD_MODES
 
 

@@ -8,6 +8,7 @@ import pytest
 from builders import default_cfg
 from conftest import DATASETS
 from doublehead_d2 import model_zoo
+from doublehead_d2.config import check_config
 from doublehead_d2.engine import Trainer, argument_parser, setup
 from doublehead_d2.engine.schedule import scale_schedule
 
@@ -81,14 +82,19 @@ def test_a_frozen_config_stays_frozen() -> None:
 
 def test_two_ways_of_scaling_are_refused() -> None:
     with pytest.raises(ValueError, match="REFERENCE_WORLD_SIZE is 8: both scale the learning rate"):
-        scale_schedule(cfg_of_batch(8, REFERENCE_WORLD_SIZE=8))
+        check_config(cfg_of_batch(8, REFERENCE_WORLD_SIZE=8))
     with pytest.raises(ValueError, match="REFERENCE_IMS_PER_BATCH is -1; allowed: 0"):
-        scale_schedule(cfg_of_batch(8, REFERENCE_IMS_PER_BATCH=-1))
+        check_config(cfg_of_batch(8, REFERENCE_IMS_PER_BATCH=-1))
 
 
 def test_a_batch_without_images_is_refused() -> None:
     with pytest.raises(ValueError, match="SOLVER.IMS_PER_BATCH is 0; allowed: 1 or more"):
-        scale_schedule(cfg_of_batch(0))
+        check_config(cfg_of_batch(0))
+
+
+def test_a_schedule_of_another_batch_is_not_trained_with() -> None:
+    with pytest.raises(ValueError, match="IMS_PER_BATCH is 8, .* batches of 16 .*complete_config"):
+        Trainer(cfg_of_batch(8))
 
 
 def test_training_uses_and_saves_the_scaled_schedule(shapes: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 
 from conftest import TINY_EXT
 from doublehead_d2 import model_zoo
-from doublehead_d2.engine import Trainer, argument_parser, main
+from doublehead_d2.engine import Trainer, argument_parser, complete_config, main
 from doublehead_d2.engine.amp import AMPTrainer
 
 SHORT = ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 3]
@@ -53,14 +53,17 @@ def test_deformable_convolution_of_a_single_head_is_refused(shapes: Path) -> Non
 @pytest.mark.parametrize("reference", [0, 8])
 def test_resuming_with_another_batch(reference: int, shapes: Path, tmp_path: Path) -> None:
     opts = ["SOLVER.REFERENCE_IMS_PER_BATCH", reference, "SOLVER.IMS_PER_BATCH"]
-    state = Trainer(cfg_of(TINY_EXT, tmp_path, *opts, 4)).state_dict()
-    resumed = Trainer(cfg_of(TINY_EXT, tmp_path, *opts, 2))
+
+    def trainer(batch: int) -> Trainer:
+        return Trainer(complete_config(cfg_of(TINY_EXT, tmp_path, *opts, batch)))
+
+    state, resumed = trainer(4).state_dict(), trainer(2)
     if reference:
         with pytest.raises(ValueError, match="IMS_PER_BATCH 4 and cannot be resumed with 2"):
             resumed.load_state_dict(state)
     else:
         resumed.load_state_dict(state)
-    Trainer(cfg_of(TINY_EXT, tmp_path, *opts, 4)).load_state_dict(state)
+    trainer(4).load_state_dict(state)
 
 
 # ------------------------------------------------------------------------------------- AMP

@@ -17,6 +17,7 @@ from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.paper_tables import EXT, EXT_MODES, METRICS
 from doublehead_d2.benchmark.machine import machine
 from doublehead_d2.config import fall_back_to_cpu
+from doublehead_d2.engine.schedule import scale_schedule
 from doublehead_d2.engine.trainer import Trainer
 from doublehead_d2.evaluation import ModesEvaluator, build_evaluator, score_modes
 from doublehead_d2.files import write_json
@@ -37,7 +38,7 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
         opts: config changes, key and value in turn.
     """
     folder = output / row / str(seed)
-    cfg = study_config(row, seed, output, opts)
+    cfg = scale_schedule(study_config(row, seed, output, opts))
     test_sets = cfg.DATASETS.TEST
     cfg.DATASETS.TEST = ()  # scored below, each row in its own way
     cfg.freeze()

@@ -1,6 +1,8 @@
 """Config keys and their checks: a system a file, and what all systems share."""
 
 from doublehead_d2.config.checks import (
+    check_config,
+    check_model,
     check_tta_config,
     fall_back_to_cpu,
 )
@@ -23,9 +25,11 @@ __all__ = [
     "SCORE_FUSIONS",
     "TRAIN_REG_HEAD_ON",
     "add_doublehead_config",
+    "check_config",
     "check_conv_head_config",
     "check_deformable_convolution",
     "check_doublehead_config",
+    "check_model",
     "check_tta_config",
     "fall_back_to_cpu",
 ]

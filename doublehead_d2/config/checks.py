@@ -1,11 +1,72 @@
-"""Checks of a config that belong to no system, and the device that a model falls back to."""
+"""Everything about a config that would fail later, looked at before anything is built."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.utils.file_io import PathManager
+
+from doublehead_d2.config.defaults import SYSTEMS
+from doublehead_d2.config.shared import check_deformable_convolution, check_word
+
+RESIZE_RULES = ("detectron2", "mmdet", "maskrcnn_benchmark")
 
 logger = logging.getLogger(__name__)
+
+
+def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
+    """Refuse what a training or, with `eval_only`, an evaluation would stumble over.
+
+    What depends on the data sets themselves is looked at in `data.check`.
+
+    Raises:
+        ValueError, FileNotFoundError: names the key, its value and what is allowed.
+    """
+    check_model(cfg)
+    check_evaluation(cfg)
+    check_proposals(cfg, ("TEST",) if eval_only else ("TRAIN", "TEST"))
+    if not eval_only:
+        check_batch(cfg)
+
+
+def check_model(cfg: CfgNode) -> None:
+    """Refuse what no model can be built from, or no image be resized by.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    names = [name for name, _ in ROI_HEADS_REGISTRY]
+    check_word("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, names)
+    for system in SYSTEMS:
+        system.check(cfg)
+    check_deformable_convolution(cfg)
+    check_word("INPUT.RESIZE_RULE", cfg.INPUT.RESIZE_RULE, RESIZE_RULES)
+
+
+def check_evaluation(cfg: CfgNode) -> None:
+    """Refuse ways to evaluate that the model does not have; found only after training otherwise.
+
+    Raises:
+        ValueError: names the key that stands against it.
+    """
+    if cfg.TEST.AUG.ENABLED:
+        check_tta_config(cfg)
+    if not cfg.TEST.DOUBLE_HEAD_MODES:
+        return
+    name = cfg.MODEL.ROI_HEADS.NAME
+    if not hasattr(ROI_HEADS_REGISTRY.get(name), "scoring_modes"):
+        raise ValueError(
+            f"TEST.DOUBLE_HEAD_MODES is True and MODEL.ROI_HEADS.NAME is '{name}', which has one "
+            f"box head; allowed: {heads_with_modes()}, or TEST.DOUBLE_HEAD_MODES False"
+        )
+
+
+def heads_with_modes() -> str:
+    """The values of MODEL.ROI_HEADS.NAME whose models can be scored in several ways, quoted."""
+    names = [name for name, heads in ROI_HEADS_REGISTRY if hasattr(heads, "scoring_modes")]
+    return ", ".join(map(repr, names))
 
 
 def check_tta_config(cfg: CfgNode) -> None:
@@ -20,6 +81,62 @@ def check_tta_config(cfg: CfgNode) -> None:
                 f"TEST.AUG.ENABLED is True and MODEL.{key} is True: detectron2 has no test-time "
                 "augmentation for that; set TEST.AUG.ENABLED False"
             )
+
+
+def check_proposals(cfg: CfgNode, splits: Sequence[str]) -> None:
+    """Refuse precomputed proposals without both keys or without a file for every data set.
+
+    Args:
+        cfg: a config.
+        splits: "TRAIN", "TEST" or both.
+
+    Raises:
+        ValueError, FileNotFoundError: names the key or the file.
+    """
+    load, name = cfg.MODEL.LOAD_PROPOSALS, cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    precomputed = "PrecomputedProposals"
+    if load and name != precomputed:
+        # detectron2 would load them and then not use them.
+        raise ValueError(
+            f"MODEL.PROPOSAL_GENERATOR.NAME is '{name}'; with MODEL.LOAD_PROPOSALS True allowed: "
+            f"'{precomputed}'"
+        )
+    if name == precomputed and not load:
+        raise ValueError(
+            f"MODEL.PROPOSAL_GENERATOR.NAME is '{precomputed}', which needs "
+            "MODEL.LOAD_PROPOSALS True"
+        )
+    for split in splits if load else ():
+        datasets, files = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
+        if len(datasets) != len(files):
+            raise ValueError(
+                f"DATASETS.PROPOSAL_FILES_{split} has {len(files)} files for {len(datasets)} data "
+                f"sets; allowed: one for each of {', '.join(datasets)}"
+            )
+        for path in files:
+            if not PathManager.isfile(path):
+                raise FileNotFoundError(f"DATASETS.PROPOSAL_FILES_{split}: there is no file {path}")
+
+
+def check_batch(cfg: CfgNode) -> None:
+    """Refuse a batch without images, and references that lr and schedule cannot follow.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    solver = cfg.SOLVER
+    reference, batch = solver.REFERENCE_IMS_PER_BATCH, solver.IMS_PER_BATCH
+    if reference < 0:
+        raise ValueError(
+            f"SOLVER.REFERENCE_IMS_PER_BATCH is {reference}; allowed: 0 (off) or a batch size"
+        )
+    if batch < 1:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH is {batch}; allowed: 1 or more images")
+    if reference and solver.REFERENCE_WORLD_SIZE:
+        raise ValueError(
+            f"SOLVER.REFERENCE_IMS_PER_BATCH is {reference} and SOLVER.REFERENCE_WORLD_SIZE is "
+            f"{solver.REFERENCE_WORLD_SIZE}: both scale the learning rate; set one of them to 0"
+        )
 
 
 def fall_back_to_cpu(cfg: CfgNode) -> None:

@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 
 from doublehead_d2.config import double_head
 
-# A file each, with `add_keys(cfg)`; a further system is a line here.
+# A file each, with `add_keys(cfg)` and `check(cfg)`; a further system is a line here.
 SYSTEMS = (double_head,)
 
 

@@ -113,6 +113,20 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.TEST.DOUBLE_HEAD_MODES = False
 
 
+def check(cfg: CfgNode) -> None:
+    """Refuse settings of Double-Head and of the conv-head in a model that has them.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    box_heads = [cfg.MODEL.ROI_BOX_HEAD.NAME]
+    if cfg.MODEL.ROI_HEADS.NAME == "DoubleHeadROIHeads":
+        check_doublehead_config(cfg)
+        box_heads.append(cfg.MODEL.ROI_DOUBLE_HEAD.REG_HEAD.NAME)
+    if "DoubleHeadConvHead" in box_heads:
+        check_conv_head_config(cfg)
+
+
 def check_doublehead_config(cfg: CfgNode) -> None:
     """Refuse settings under which `DoubleHeadROIHeads` cannot be built or would mean nothing.
 
@@ -152,12 +166,12 @@ def check_doublehead_config(cfg: CfgNode) -> None:
     check_deformable_convolution(cfg)
 
 
-def check_conv_head_config(cfg: CfgNode, in_channels: int) -> None:
+def check_conv_head_config(cfg: CfgNode, in_channels: int | None = None) -> None:
     """Refuse settings of `MODEL.ROI_DOUBLE_HEAD.CONV_HEAD` that describe no conv-head.
 
     Args:
         cfg: a config with the keys of this package.
-        in_channels: channels of the RoI features that the head will be given.
+        in_channels: channels of the RoI features that the head will be given, if known.
 
     Raises:
         ValueError: names the key, its value and what is allowed.
@@ -181,7 +195,8 @@ def check_conv_head_config(cfg: CfgNode, in_channels: int) -> None:
         )
     if node.NORM == "GN":
         widths = {f"{key}.{name}": node[name] for name in ("DIM", "BOTTLENECK_DIM")}
-        widths["the number of feature channels (MODEL.FPN.OUT_CHANNELS)"] = in_channels
+        if in_channels is not None:
+            widths["the number of feature channels (MODEL.FPN.OUT_CHANNELS)"] = in_channels
         for name, width in widths.items():
             if width % 32:
                 raise ValueError(

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 
+import torch
 from detectron2.config import CfgNode
 
 
@@ -33,6 +34,8 @@ def check_deformable_convolution(cfg: CfgNode) -> None:
     missing = []
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         missing.append(f"a GPU, and MODEL.DEVICE is '{cfg.MODEL.DEVICE}'")
+    elif not torch.cuda.is_available():  # the model would fall back to the CPU
+        missing.append("a GPU, and CUDA is not available")
     if importlib.util.find_spec("detectron2._C") is None:
         missing.append("detectron2's compiled operators, and this detectron2 is built without them")
     if missing:

@@ -10,7 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from PIL import Image
 
-RESIZE_RULES = ("detectron2", "mmdet", "maskrcnn_benchmark")
+from doublehead_d2.config.checks import RESIZE_RULES
+from doublehead_d2.config.shared import check_word
 
 Size = tuple[int, int]  # (height, width)
 
@@ -106,8 +107,5 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
 
 def _follow_rule(resize: T.ResizeShortestEdge, cfg: CfgNode) -> T.Augmentation:
     rule = cfg.INPUT.RESIZE_RULE
-    if rule not in RESIZE_RULES:
-        raise ValueError(
-            f"INPUT.RESIZE_RULE is '{rule}'; allowed: {', '.join(map(repr, RESIZE_RULES))}"
-        )
+    check_word("INPUT.RESIZE_RULE", rule, RESIZE_RULES)
     return resize if rule == "detectron2" else ResizeByRule(resize, rule)

@@ -3,8 +3,16 @@
 from detectron2.engine import default_argument_parser as argument_parser
 
 from doublehead_d2.engine.launch import launch
-from doublehead_d2.engine.setup import setup
+from doublehead_d2.engine.setup import check_run, complete_config, setup
 from doublehead_d2.engine.train import main
 from doublehead_d2.engine.trainer import Trainer
 
-__all__ = ["Trainer", "argument_parser", "launch", "main", "setup"]
+__all__ = [
+    "Trainer",
+    "argument_parser",
+    "check_run",
+    "complete_config",
+    "launch",
+    "main",
+    "setup",
+]

@@ -19,24 +19,8 @@ def scale_schedule(cfg: CfgNode) -> CfgNode:
     Returns:
         `cfg` itself where nothing is to be done, else a copy, frozen like `cfg`, whose reference
         is its own batch: applied twice, it does nothing more.
-
-    Raises:
-        ValueError: a batch without images, a negative reference, or one beside detectron2's own
-            REFERENCE_WORLD_SIZE.
     """
-    solver = cfg.SOLVER
-    reference, batch = solver.REFERENCE_IMS_PER_BATCH, solver.IMS_PER_BATCH
-    if reference < 0:
-        raise ValueError(
-            f"SOLVER.REFERENCE_IMS_PER_BATCH is {reference}; allowed: 0 (off) or a batch size"
-        )
-    if batch < 1:
-        raise ValueError(f"SOLVER.IMS_PER_BATCH is {batch}; allowed: 1 or more images")
-    if reference and solver.REFERENCE_WORLD_SIZE:
-        raise ValueError(
-            f"SOLVER.REFERENCE_IMS_PER_BATCH is {reference} and SOLVER.REFERENCE_WORLD_SIZE is "
-            f"{solver.REFERENCE_WORLD_SIZE}: both scale the learning rate; set one of them to 0"
-        )
+    reference, batch = cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH
     if reference in (0, batch):
         return cfg
 

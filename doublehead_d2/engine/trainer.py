@@ -25,14 +25,12 @@ from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.config import check_tta_config
 from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine.amp import AMPTrainer
-from doublehead_d2.engine.schedule import scale_schedule
 from doublehead_d2.engine.trained_config import TrainedConfigWriter
 from doublehead_d2.evaluation import (
     ModesEvaluator,
     build_evaluator,
     configured_mode,
-    double_heads,
-    paper_modes,
+    find_heads,
     score_modes,
 )
 
@@ -49,7 +47,8 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         """
         Args:
-            cfg: a config with the keys of this package.
+            cfg: a config with the keys of this package, its schedule that of its batch, as
+                `complete_config` gives it.
 
         Raises:
             ValueError: a setting that cannot be trained with; names the key.
@@ -58,7 +57,7 @@ class Trainer(DefaultTrainer):
         # on the CPU, on both versions of detectron2.
         TrainerBase.__init__(self)
         on_cpu = cfg.MODEL.DEVICE == "cpu"
-        cfg = scale_schedule(cfg)
+        _check_scaled(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -140,12 +139,12 @@ class Trainer(DefaultTrainer):
         """
         if evaluators is not None or not cfg.TEST.DOUBLE_HEAD_MODES:
             return super().test(cfg, model, evaluators)
-        heads = double_heads(model)
-        modes = paper_modes(heads)
+        heads = find_heads(model)
+        modes = heads.scoring_modes()
         configured = configured_mode(heads, modes)
         if configured is None:  # e.g. the average of both scores with the boxes of the fc-head
             configured = "configured"
-            modes[configured] = (heads.score_fusion, heads.box_source)
+            modes[configured] = heads.scoring
         logger.info(
             "TEST.DOUBLE_HEAD_MODES: one pass scores the model in the modes %s (score fusion, box "
             "source). The regression head sees all proposals.",
@@ -202,4 +201,16 @@ class Trainer(DefaultTrainer):
         """The evaluator that the metadata of the data set asks for."""
         return build_evaluator(
             dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        )
+
+
+def _check_scaled(cfg: CfgNode) -> None:
+    """A schedule of another batch would be trained with silently."""
+    reference, batch = cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH
+    if reference not in (0, batch):
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {batch}, and lr and schedule are written for batches of "
+            f"{reference} (SOLVER.REFERENCE_IMS_PER_BATCH); allowed: a config from "
+            "doublehead_d2.engine.complete_config, which scales them as train_net.py does, or "
+            "SOLVER.REFERENCE_IMS_PER_BATCH 0, which takes them as they stand"
         )

@@ -4,8 +4,7 @@ from doublehead_d2.evaluation.build import build_evaluator
 from doublehead_d2.evaluation.modes import (
     ModesEvaluator,
     configured_mode,
-    double_heads,
-    paper_modes,
+    find_heads,
     score_modes,
 )
 
@@ -13,7 +12,6 @@ __all__ = [
     "ModesEvaluator",
     "build_evaluator",
     "configured_mode",
-    "double_heads",
-    "paper_modes",
+    "find_heads",
     "score_modes",
 ]

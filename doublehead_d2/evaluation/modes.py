@@ -7,64 +7,53 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from detectron2.evaluation import DatasetEvaluator
 from tabulate import tabulate
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from doublehead_d2.modeling import DoubleHeadROIHeads
+from doublehead_d2.config.checks import heads_with_modes
 
 logger = logging.getLogger(__name__)
 
 Modes = Mapping[str, tuple[str, str]]  # name to (score fusion, box source)
 
-_SINGLE_SCORES = ("cls_head", "reg_head")
+
+class HeadsWithModes(Protocol):
+    """RoI heads that can score in more ways than the one they are configured to."""
+
+    modes: dict[str, tuple[str, str]]  # to score in at once; empty: as configured
+
+    @property
+    def scoring(self) -> tuple[str, str]:
+        """The way that they are configured to."""
+
+    def scoring_modes(self) -> dict[str, tuple[str, str]]:
+        """The ways that the paper compares, by name."""
 
 
-def paper_modes(heads: DoubleHeadROIHeads) -> dict[str, tuple[str, str]]:
-    """The four ways of Fig. 8, those that the predictors of `heads` allow.
-
-    "fused" fuses as the model is configured, or by complementary fusion (Eq. 4) where it is
-    configured not to fuse.
-    """
-    cls_layers, reg_layers = heads.box_predictor, heads.reg_predictor
-    fusion = heads.score_fusion
-    modes = {}
-    if reg_layers.classifies and reg_layers.localizes:
-        modes["reg_head"] = ("reg_head", "reg_head")
-    if cls_layers.classifies and cls_layers.localizes:
-        modes["cls_head"] = ("cls_head", "cls_head")
-    if cls_layers.classifies and reg_layers.localizes:
-        modes["unfused"] = ("cls_head", "reg_head")
-        if reg_layers.classifies:
-            fused = "complementary" if fusion in _SINGLE_SCORES else fusion
-            modes["fused"] = (fused, "reg_head")
-    return modes
-
-
-def double_heads(model: nn.Module) -> DoubleHeadROIHeads:
-    """The RoI heads of a detector, which must be a Double-Head.
+def find_heads(model: nn.Module) -> HeadsWithModes:
+    """The RoI heads of a detector, which must have ways to score.
 
     Raises:
-        ValueError: they are of another type.
+        ValueError: they have one alone.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    heads = getattr(model, "roi_heads", None)
-    if not isinstance(heads, DoubleHeadROIHeads):
+    heads: Any = getattr(model, "roi_heads", None)
+    if not hasattr(heads, "scoring_modes"):
         raise ValueError(
             f"scoring in modes needs two heads; MODEL.ROI_HEADS.NAME is '{type(heads).__name__}', "
-            "allowed: 'DoubleHeadROIHeads' (set TEST.DOUBLE_HEAD_MODES False for other models)"
+            f"allowed: {heads_with_modes()} (set TEST.DOUBLE_HEAD_MODES False for other models)"
         )
     return heads
 
 
-def configured_mode(heads: DoubleHeadROIHeads, modes: Modes) -> str | None:
+def configured_mode(heads: HeadsWithModes, modes: Modes) -> str | None:
     """The mode that scores as `heads` are configured to; None if there is none."""
-    configured = (heads.score_fusion, heads.box_source)
-    return next((name for name, mode in modes.items() if mode == configured), None)
+    return next((name for name, mode in modes.items() if mode == heads.scoring), None)
 
 
 @contextmanager
@@ -73,7 +62,7 @@ def score_modes(model: nn.Module, modes: Modes) -> Iterator[None]:
 
     Their field `modes` tells them apart; :class:`ModesEvaluator` takes such outputs.
     """
-    heads = double_heads(model)
+    heads = find_heads(model)
     before = heads.modes
     heads.modes = dict(modes)
     try:

@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
-from doublehead_d2.config import check_deformable_convolution, fall_back_to_cpu
+from doublehead_d2.config import check_model, fall_back_to_cpu
 from doublehead_d2.data.resize import build_test_resize
 
 
@@ -34,16 +34,16 @@ class Predictor:
                 is a path, URL or name, of a published model's original file, too.
 
         Raises:
-            ValueError: another INPUT.FORMAT or RESIZE_RULE, weights that cannot be loaded, or
-                deformable convolution where it cannot run.
+            ValueError: another INPUT.FORMAT, a config that no model can be built from, or weights
+                that cannot be loaded.
         """
         self.cfg = cfg.clone()
         self.cfg.defrost()
         fall_back_to_cpu(self.cfg)
         if self.cfg.INPUT.FORMAT not in ("BGR", "RGB"):
             raise ValueError(f"INPUT.FORMAT is '{self.cfg.INPUT.FORMAT}'; allowed: 'BGR', 'RGB'")
+        check_model(self.cfg)
         self._resize = build_test_resize(self.cfg)
-        check_deformable_convolution(self.cfg)
         self.model = build_model(self.cfg).eval()
         DoubleHeadCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
         test_sets = self.cfg.DATASETS.TEST

@@ -358,6 +358,30 @@ class DoubleHeadROIHeads(StandardROIHeads):
         ]
         return detections, [f.nonzero().squeeze(1)[k] for f, k in zip(finite, kept, strict=True)]
 
+    @property
+    def scoring(self) -> tuple[str, str]:
+        """The score fusion and box source that the model is configured to."""
+        return self.score_fusion, self.box_source
+
+    def scoring_modes(self) -> dict[str, tuple[str, str]]:
+        """The four ways of Fig. 8, those that the predictors allow: name to (fusion, box source).
+
+        "fused" fuses as the model is configured, or by complementary fusion (Eq. 4) where it is
+        configured not to fuse.
+        """
+        cls_layers, reg_layers = self.box_predictor, self.reg_predictor
+        modes = {}
+        if reg_layers.classifies and reg_layers.localizes:
+            modes["reg_head"] = ("reg_head", "reg_head")
+        if cls_layers.classifies and cls_layers.localizes:
+            modes["cls_head"] = ("cls_head", "cls_head")
+        if cls_layers.classifies and reg_layers.localizes:
+            modes["unfused"] = ("cls_head", "reg_head")
+            if reg_layers.classifies:
+                single = self.score_fusion in ("cls_head", "reg_head")
+                modes["fused"] = ("complementary" if single else self.score_fusion, "reg_head")
+        return modes
+
     def _inference_in_modes(
         self, predictions: DoubleHeadPredictions, proposals: list[Instances]
     ) -> list[Instances]:
