@@ -351,7 +351,7 @@ def test_detections_have_fused_scores_and_boxes_of_the_source() -> None:
     proposals = [Instances(IMAGE_SIZE, proposal_boxes=random_boxes(6))]
     predictions = heads.predict(random_features(1), [proposals[0].proposal_boxes])
     detections, kept = heads.inference(predictions, proposals)
-    p_cls, p_reg = (head.scores.softmax(dim=1) for head in predictions)
+    p_cls, p_reg = (head.scores.softmax(dim=1) for head in predictions[:2])
     fused = 1 - (1 - p_cls) * (1 - p_reg)
     classes = detections[0].pred_classes
     torch.testing.assert_close(detections[0].scores, fused[kept[0], classes])

@@ -103,7 +103,7 @@ def test_a_roi_stands_in_for_synchronised_norms(counts: tuple, stand_ins: int) -
 def test_a_roi_stands_in_for_torchs_synchronised_norm() -> None:
     """Which trains on a GPU alone."""
     heads = small_heads(*FOREGROUND, f"{NODE}.CONV_HEAD.NORM", "nnSyncBN")
-    masks = heads._learned_by_reg_head(sampled_proposals((3, 2), num_foreground=0))
+    masks = heads._foreground(sampled_proposals((3, 2), num_foreground=0))
     assert [mask.tolist() for mask in masks] == [[True, False, False], [False, False]]
 
 

@@ -4,6 +4,8 @@ Shape legend: N images; R RoIs of all images, Ri of image i; K foreground classe
 Boxes are XYXY in absolute coordinates of the (padded) network input.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,9 @@ from doublehead_d2.modeling.output_layers import (
 )
 from doublehead_d2.modeling.pooling import pool_in_parallel
 from doublehead_d2.modeling.roi_boxes import EnlargedBoxes
+
+# What the classification head says to N masks of Ri, or to None for all
+ChooseRoIs = Callable[[HeadPredictions], list[Tensor] | None]
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -134,139 +139,78 @@ class DoubleHeadROIHeads(StandardROIHeads):
         super()._load_from_state_dict(state_dict, *args)
 
     def predict(
-        self,
-        features: dict[str, Tensor],
-        boxes: list[Boxes],
-        reg_head_on: list[Tensor] | None = None,
+        self, features: dict[str, Tensor], boxes: list[Boxes], choose: ChooseRoIs | None = None
     ) -> DoubleHeadPredictions:
         """Run both heads on the given boxes.
 
         Args:
             features: the backbone's feature maps by name, each N x C x H x W.
             boxes: N elements, Ri boxes each.
-            reg_head_on: N masks of Ri, the boxes that the regression head is shown (all). The
-                others get zeros for its scores and deltas.
+            choose: given what the classification head says, which boxes the regression head is
+                shown, as :meth:`shown_to_reg_head`; by default all.
 
         Returns:
             predictions of both heads for the R boxes, image after image.
         """
         maps = self._box_maps(features)
-        cls_head, cls_pooled = self._predict_cls_head(maps, boxes)
-        reg_head = self._predict_reg_head(maps, boxes, cls_pooled, reg_head_on)
-        if reg_head_on is not None:
-            rows = torch.cat(reg_head_on).nonzero().squeeze(1)
-            reg_head = HeadPredictions(*(_put_rows(x, rows, len(cls_pooled)) for x in reg_head))
-        return DoubleHeadPredictions(cls_head, reg_head)
+        pooled = self._pool(maps, boxes, self.cls_roi_scale)
+        cls_head = self.box_predictor(self.box_head(pooled))
+        shown = choose(cls_head) if choose is not None else None
+        reg_head = self._predict_reg_head(maps, boxes, pooled, shown)
+        return DoubleHeadPredictions(cls_head, reg_head, shown)
 
     def detect(
         self, features: dict[str, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
         """The detections of :meth:`predict` and :meth:`inference`, at less cost.
 
-        The regression head, by far the dearer one, is shown only the RoIs that can be detected.
-        Where scores are the classification head's alone, those are the RoIs with a class above the
-        test threshold, and nothing is lost. Fused scores need both heads; `score_floor` leaves out
-        RoIs that the classification head gives less in every class, and with them the detections
-        that the regression head alone would have made of them.
+        The regression head, by far the dearer one, is shown only the RoIs that can be detected, as
+        :meth:`shown_to_reg_head` says.
 
         Args:
             features: the backbone's feature maps by name, each N x C x H x W.
             proposals: N elements with `proposal_boxes`.
 
         Returns:
-            as :meth:`inference`; indices are those of the given proposals.
+            as :meth:`inference`.
         """
-        maps, boxes = self._box_maps(features), [x.proposal_boxes for x in proposals]
-        cls_head, cls_pooled = self._predict_cls_head(maps, boxes)
-        best = [
-            p[:, :-1].amax(dim=1) for p in self.box_predictor.predict_probs(cls_head, proposals)
-        ]
-        if self.score_fusion == "cls_head":
-            survivors = [b > self.box_predictor.test_score_thresh for b in best]  # N masks of Ri
-        else:
-            survivors = [b >= self.score_floor for b in best]
-        rows = torch.cat(survivors)
-        cls_head = HeadPredictions(cls_head.scores[rows], cls_head.deltas[rows])
-        if self.score_fusion == self.box_source == "cls_head":
-            # Nothing is asked of the regression head; zeros stand for what it says.
-            nobody = [torch.zeros_like(mask) for mask in survivors]
-            said = self._predict_reg_head(maps, boxes, cls_pooled, nobody)
-            count = len(cls_head.scores)
-            reg_head = HeadPredictions(*(x.new_zeros(count, x.shape[1]) for x in said))
-        else:
-            reg_head = self._predict_reg_head(maps, boxes, cls_pooled, survivors)
-        predictions = DoubleHeadPredictions(cls_head, reg_head)
-        proposals = [x[mask] for x, mask in zip(proposals, survivors, strict=True)]
-        detections, kept = self.inference(predictions, proposals)
-        indices = [mask.nonzero().squeeze(1) for mask in survivors]
-        return detections, [i[k] for i, k in zip(indices, kept, strict=True)]
+        return self.inference(self._predict_proposals(features, proposals), proposals)
 
-    def _box_maps(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """The feature maps that boxes are pooled from."""
-        features = _in_float32(features, self.box_in_features)
-        return [features[f] for f in self.box_in_features]
+    def shown_to_reg_head(
+        self, proposals: list[Instances], cls_head: HeadPredictions
+    ) -> list[Tensor] | None:
+        """Which RoIs the regression head is shown: the one answer, in training and in inference.
 
-    def _predict_cls_head(
-        self, maps: list[Tensor], boxes: list[Boxes]
-    ) -> tuple[HeadPredictions, Tensor]:
-        """Predictions of the classification head, and the RoI features that it saw."""
-        pooled = self._pool(maps, boxes, self.cls_roi_scale)
-        return self.box_predictor(self.box_head(pooled)), pooled
+        In training, with `train_reg_head_on` "foreground", those that it learns from. In inference
+        those that can be detected: where scores are the classification head's alone, the RoIs with
+        a class above the test threshold, and nothing is lost (none, if boxes are its own, too).
+        Fused scores need both heads; a `score_floor` leaves out RoIs that the classification head
+        gives less in every class, and with them the detections that the regression head alone
+        would have made of them. Scoring in `modes` needs all.
 
-    def _predict_reg_head(
-        self,
-        maps: list[Tensor],
-        boxes: list[Boxes],
-        cls_pooled: Tensor,
-        masks: list[Tensor] | None = None,
-    ) -> HeadPredictions:
-        """Predictions of the regression head for the boxes in the masks, or for all.
+        Args:
+            proposals: N elements; in training with `gt_classes`.
+            cls_head: what the classification head says of them.
 
-        From the classification head's RoI features if the scales agree.
+        Returns:
+            N masks of Ri, or None for all.
         """
-        if self.reg_roi_scale == self.cls_roi_scale:
-            pooled = cls_pooled if masks is None else cls_pooled[torch.cat(masks)]
-        else:
-            if masks is not None:
-                boxes = [x[mask] for x, mask in zip(boxes, masks, strict=True)]
-            pooled = self._pool(maps, boxes, self.reg_roi_scale)
-        return self.reg_predictor(self.reg_head(pooled))
-
-    def _pool(self, maps: list[Tensor], boxes: list[Boxes], scale: float) -> Tensor:
-        """RoI features R x C x H x W of boxes enlarged by `scale`."""
-        if scale != 1.0 or self.legacy_boxes:
-            boxes = [EnlargedBoxes(x, scale, legacy=self.legacy_boxes) for x in boxes]
-        return self.box_pooler(maps, boxes)
-
-    def _forward_box(
-        self, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> dict[str, Tensor] | list[Instances]:
-        exact = self.lazy_reg_head and self.score_fusion == "cls_head"
-        if not self.training and not self.modes and (exact or self.score_floor > 0):
-            return self.detect(features, proposals)[0]
-        boxes = [x.proposal_boxes for x in proposals]
-        if not self.training:
-            predictions = self.predict(features, boxes)
-            if self.modes:
-                return self._inference_in_modes(predictions, proposals)
-            return self.inference(predictions, proposals)[0]
-
-        predictions = self.predict(features, boxes, self._learned_by_reg_head(proposals))
-        losses = self.losses(predictions, proposals)
-        # The mask and keypoint heads see the boxes that inference will give them.
-        # Losses come first, because the proposals are changed in place.
-        if self.train_on_pred_boxes:
-            layers, head_predictions = self._box_source(predictions, self.box_source)
-            with torch.no_grad():
-                pred_boxes = layers.predict_boxes_for_gt_classes(head_predictions, proposals)
-            for proposals_per_image, boxes_per_image in zip(proposals, pred_boxes, strict=True):
-                proposals_per_image.proposal_boxes = Boxes(boxes_per_image)
-        return losses
-
-    def _learned_by_reg_head(self, proposals: list[Instances]) -> list[Tensor] | None:
-        """Masks of the sampled RoIs that the regression head is shown in training; None: all."""
-        if self.train_reg_head_on == "all":
+        if self.training:
+            on_all = self.train_reg_head_on == "all"
+            return None if on_all else self._foreground(proposals)
+        lazy = self.lazy_reg_head and self.score_fusion == "cls_head"
+        if self.modes or not (lazy or self.score_floor > 0):
             return None
+        probs = self.box_predictor.predict_probs(cls_head, proposals)
+        best = [p[:, :-1].amax(dim=1) for p in probs]
+        if not lazy:
+            return [b >= self.score_floor for b in best]
+        if self.box_source == "cls_head":
+            return [torch.zeros_like(b, dtype=torch.bool) for b in best]
+        return [b > self.box_predictor.test_score_thresh for b in best]
+
+    def _foreground(self, proposals: list[Instances]) -> list[Tensor]:
+        """Masks of the sampled RoIs that a regression head which only localises learns from."""
         masks = select_foreground_proposals(proposals, self.num_classes)[1]
         # A synchronised batch norm waits for all processes and takes no empty batch, and precise
         # batch norm (TEST.PRECISE_BN), which wants no gradient, divides by the batch's size. The
@@ -279,6 +223,66 @@ class DoubleHeadROIHeads(StandardROIHeads):
                     mask[0] = True
                     break
         return masks
+
+    def _predict_proposals(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> DoubleHeadPredictions:
+        """Predictions for proposals, of the regression head for those that it is shown."""
+        boxes = [x.proposal_boxes for x in proposals]
+        return self.predict(features, boxes, partial(self.shown_to_reg_head, proposals))
+
+    def _box_maps(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """The feature maps that boxes are pooled from."""
+        features = _in_float32(features, self.box_in_features)
+        return [features[f] for f in self.box_in_features]
+
+    def _predict_reg_head(
+        self,
+        maps: list[Tensor],
+        boxes: list[Boxes],
+        cls_pooled: Tensor,
+        shown: list[Tensor] | None,
+    ) -> HeadPredictions:
+        """Predictions of the regression head, zeros for boxes that it is not shown.
+
+        From the classification head's RoI features if the scales agree.
+        """
+        mask = None if shown is None else torch.cat(shown)
+        if self.reg_roi_scale == self.cls_roi_scale:
+            pooled = cls_pooled if mask is None else cls_pooled[mask]
+        else:
+            if shown is not None:
+                boxes = [x[m] for x, m in zip(boxes, shown, strict=True)]
+            pooled = self._pool(maps, boxes, self.reg_roi_scale)
+        predictions = self.reg_predictor(self.reg_head(pooled))
+        if mask is None:
+            return predictions
+        return HeadPredictions(*(_put_rows(x, mask) for x in predictions))
+
+    def _pool(self, maps: list[Tensor], boxes: list[Boxes], scale: float) -> Tensor:
+        """RoI features R x C x H x W of boxes enlarged by `scale`."""
+        if scale != 1.0 or self.legacy_boxes:
+            boxes = [EnlargedBoxes(x, scale, legacy=self.legacy_boxes) for x in boxes]
+        return self.box_pooler(maps, boxes)
+
+    def _forward_box(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        predictions = self._predict_proposals(features, proposals)
+        if not self.training:
+            if self.modes:
+                return self._inference_in_modes(predictions, proposals)
+            return self.inference(predictions, proposals)[0]
+        losses = self.losses(predictions, proposals)
+        # The mask and keypoint heads see the boxes that inference will give them.
+        # Losses come first, because the proposals are changed in place.
+        if self.train_on_pred_boxes:
+            layers, head_predictions = self._box_source(predictions, self.box_source)
+            with torch.no_grad():
+                pred_boxes = layers.predict_boxes_for_gt_classes(head_predictions, proposals)
+            for proposals_per_image, boxes_per_image in zip(proposals, pred_boxes, strict=True):
+                proposals_per_image.proposal_boxes = Boxes(boxes_per_image)
+        return losses
 
     def _forward_mask(
         self, features: dict[str, Tensor], instances: list[Instances]
@@ -335,8 +339,8 @@ class DoubleHeadROIHeads(StandardROIHeads):
             detections with `pred_boxes`, `scores` and `pred_classes`, and for each image the
             indices of its proposals that they come from.
         """
-        fusion = score_fusion or self.score_fusion
-        layers, head_predictions = self._box_source(predictions, box_source or self.box_source)
+        fusion, source = score_fusion or self.score_fusion, box_source or self.box_source
+        layers, head_predictions = self._box_source(predictions, source)
         boxes = layers.predict_boxes(head_predictions, proposals)
         image_sizes = [x.image_size for x in proposals]
         if self.legacy_boxes:
@@ -344,6 +348,13 @@ class DoubleHeadROIHeads(StandardROIHeads):
         cls_probs = self.box_predictor.predict_probs(predictions.cls_head, proposals)
         reg_probs = self.reg_predictor.predict_probs(predictions.reg_head, proposals)
         scores = [fuse_scores(*probs, fusion) for probs in zip(cls_probs, reg_probs, strict=True)]
+        uses_reg_head = (fusion, source) != ("cls_head", "cls_head")
+        if predictions.shown is not None and uses_reg_head:
+            # Nobody knows what the regression head would have said of the others.
+            scores = [
+                s.masked_fill(~mask[:, None], 0.0)
+                for s, mask in zip(scores, predictions.shown, strict=True)
+            ]
         detections, kept = fast_rcnn_inference(
             boxes,
             scores,
@@ -409,9 +420,10 @@ class DoubleHeadROIHeads(StandardROIHeads):
         return self.reg_predictor, predictions.reg_head
 
 
-def _put_rows(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """A tensor of `count` rows: `values` in the given ones, zeros in the others."""
-    return values.new_zeros(count, values.shape[1]).index_copy(0, rows, values)
+def _put_rows(values: Tensor, mask: Tensor) -> Tensor:
+    """A row for each element of the mask: those of `values` where it is true, else zeros."""
+    rows = mask.nonzero().squeeze(1)
+    return values.new_zeros(mask.shape[0], values.shape[1]).index_copy(0, rows, values)
 
 
 def _in_float32(features: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:

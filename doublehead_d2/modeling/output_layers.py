@@ -31,6 +31,9 @@ class DoubleHeadPredictions(NamedTuple):
 
     cls_head: HeadPredictions
     reg_head: HeadPredictions
+    # N masks of Ri: the boxes that the regression head was shown, where not all. Of the others it
+    # says nothing; zeros stand in.
+    shown: list[Tensor] | None = None
 
 
 class ZeroPredictor(nn.Module):
