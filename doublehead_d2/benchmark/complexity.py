@@ -8,10 +8,9 @@ the model by torch.jit, which does not run on the meta device.)
 Parts are counted one by one on the meta device, because what lies between them depends on data:
 NMS, box decoding, RoIAlign and the pasting of masks are not counted, either.
 
-Parts: "backbone" (with FPN); "rpn", absent with precomputed proposals; "box_head", the first box
-head with its predictor (in Double-Head: the one focused on classification); "reg_head",
-Double-Head's second one, absent in other systems; "mask_head" and "keypoint_head" where there are
-any; "total", the sum.
+Parts: "backbone" (with FPN); "rpn", absent with precomputed proposals; what the RoI heads say they
+are made of: "box_head", the head with its predictor (of several: the one focused on
+classification), others as "reg_head", "mask_head", "keypoint_head"; "total", the sum.
 """
 
 import copy
@@ -23,12 +22,10 @@ from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from doublehead_d2.modeling import DoubleHeadROIHeads
+from doublehead_d2.benchmark.heads import ask
 
 IMAGE_SIZE = (800, 1216)  # height, width
 
@@ -76,17 +73,22 @@ def count_parameters(model: GeneralizedRCNN) -> dict[str, int]:
     and buffers are not counted.
 
     Args:
-        model: has an RPN and `StandardROIHeads` or `DoubleHeadROIHeads`.
+        model: its RoI heads are `StandardROIHeads`, or have `parts()`.
 
     Raises:
-        ValueError: other RoI heads.
+        ValueError: other RoI heads, or some that do not name all their parts.
     """
     parts = {
         name: sum(parameter.numel() for m in modules for parameter in m.parameters())
-        for name, modules in _parts(model).items()
+        for name, modules in _modules(model).items()
     }
     total = sum(parameter.numel() for parameter in model.parameters())
-    assert sum(parts.values()) == total, f"parts {parts} leave out some of {total} parameters"
+    if sum(parts.values()) != total:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME is '{type(model.roi_heads).__name__}', whose parts leave out "
+            f"some of the model's {total} parameters: {parts}; allowed: heads whose parts() names "
+            "all that they are made of (doublehead_d2.modeling.parts.Part)"
+        )
     return {**parts, "total": total}
 
 
@@ -107,54 +109,26 @@ def count_flops(
     if any(isinstance(m, (DeformConv, ModulatedDeformConv)) for m in model.modules()):
         raise ValueError("deformable convolutions cannot be traced; call model_complexity(cfg)")
     model = copy.deepcopy(model).to("meta").eval()
-    heads = model.roi_heads
     image = torch.empty(1, 3, *image_size, device="meta")
-    flops: dict[str, int] = {}
-    features, flops["backbone"] = _run(image, model.backbone)
-
-    def rois(count: int, in_features: Sequence[str], pooler: ROIPooler) -> Tensor:
-        channels = features[in_features[0]].shape[1]
-        return torch.empty(count, channels, *pooler.output_size, device="meta")
-
-    parts = _parts(model)
-    if "rpn" in parts:
-        rpn_features = [features[name] for name in model.proposal_generator.in_features]
-        _, flops["rpn"] = _run(rpn_features, *parts["rpn"])
-    box_rois = rois(num_rois, heads.box_in_features, heads.box_pooler)
-    _, flops["box_head"] = _run(box_rois, *parts["box_head"])
-    if "reg_head" in parts:
-        _, flops["reg_head"] = _run(box_rois, *parts["reg_head"])
-    # The forward of the other heads needs instances and ends in losses or inference.
-    if heads.mask_on:
-        mask_rois = rois(num_detections, heads.mask_in_features, heads.mask_pooler)
-        _, flops["mask_head"] = _run(mask_rois, heads.mask_head.layers)
-    if heads.keypoint_on:
-        keypoint_rois = rois(num_detections, heads.keypoint_in_features, heads.keypoint_pooler)
-        _, flops["keypoint_head"] = _run(keypoint_rois, heads.keypoint_head.layers)
+    features, backbone = _run(image, model.backbone)
+    flops = {"backbone": backbone}
+    if model.proposal_generator is not None:
+        rpn = model.proposal_generator
+        _, flops["rpn"] = _run([features[name] for name in rpn.in_features], rpn.rpn_head)
+    for part in ask(model.roi_heads).parts():
+        channels = features[part.in_features[0]].shape[1]
+        count = num_detections if part.on_detections else num_rois
+        rois = torch.empty(count, channels, *part.pooler.output_size, device="meta")
+        _, flops[part.name] = _run(rois, *part.layers)
     return {**flops, "total": sum(flops.values())}
 
 
-def _parts(model: GeneralizedRCNN) -> dict[str, list[nn.Module]]:
-    """The modules of each part in the order in which they run."""
-    heads = model.roi_heads
-    if not isinstance(heads, StandardROIHeads) or isinstance(heads, CascadeROIHeads):
-        raise ValueError(
-            f"MODEL.ROI_HEADS.NAME is '{type(heads).__name__}'; complexity is counted of "
-            "'StandardROIHeads' and 'DoubleHeadROIHeads'"
-        )
-    parts: dict[str, list[nn.Module]] = {
-        "backbone": [model.backbone],
-        "box_head": [heads.box_head, heads.box_predictor],
-    }
+def _modules(model: GeneralizedRCNN) -> dict[str, Sequence[nn.Module]]:
+    """The modules of each part of a detector."""
+    modules: dict[str, Sequence[nn.Module]] = {"backbone": [model.backbone]}
     if model.proposal_generator is not None:  # None with precomputed proposals
-        parts["rpn"] = [model.proposal_generator.rpn_head]
-    if isinstance(heads, DoubleHeadROIHeads):
-        parts["reg_head"] = [heads.reg_head, heads.reg_predictor]
-    if heads.mask_on:
-        parts["mask_head"] = [heads.mask_head]
-    if heads.keypoint_on:
-        parts["keypoint_head"] = [heads.keypoint_head]
-    return parts
+        modules["rpn"] = [model.proposal_generator.rpn_head]
+    return modules | {part.name: part.modules for part in ask(model.roi_heads).parts()}
 
 
 def _run(x: Any, *layers: Callable[[Any], Any]) -> tuple[Any, int]:

@@ -5,17 +5,17 @@ import os
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.events import EventStorage
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-
-from doublehead_d2.modeling import DoubleHeadConvHead, DoubleHeadROIHeads
 
 
 def time_inference(
@@ -39,8 +39,8 @@ def time_inference(
         by model: "seconds" (median), "spread" (of the middle half of the rounds), "images_per_s",
         and for the first batch, counted in runs of their own: "gmacs" (multiply-adds of
         convolutions, fully connected layers and matrix products, in 10^9), "peak_mib" (the model
-        and the most memory that its tensors took at a time) and "reg_head_rois" (RoIs that reached
-        the regression head, or 0).
+        and the most memory that its tensors took at a time) and, where the RoI heads count them,
+        the RoIs that each box head was shown, e.g. "reg_head_rois".
     """
 
     def forward(name: str, inputs: list[dict]) -> None:
@@ -104,18 +104,22 @@ def _time(
 
 def _count(model: GeneralizedRCNN, run: Callable[[], None]) -> dict[str, float]:
     """What a run takes whatever the machine's speed."""
-    with FlopCounterMode(display=False) as counter, counting_rois(model) as rois:
+    counts: Any = getattr(model.roi_heads, "rois_shown", Counter())
+    before = counts.copy()
+    with FlopCounterMode(display=False) as counter:
         run()
+    shown = {f"{name}_rois": count - before[name] for name, count in counts.items()}
     # In a run of its own: the counter keeps what activation checkpoints would free.
     with _recording_peak(model.device) as peak:
         run()
     # Folded blocks are kept beside the others, by now.
-    copies = [x for m in model.modules() if isinstance(m, DoubleHeadConvHead) for x in m._folded]
-    tensors = [t for m in (model, *copies) for t in (*m.parameters(), *m.buffers())]
+    folded = [getattr(module, "folded_blocks", None) for module in model.modules()]
+    kept = [model, *(blocks for blocks in folded if blocks is not None)]
+    tensors = [t for m in kept for t in (*m.parameters(), *m.buffers())]
     return {
         "gmacs": counter.get_total_flops() / 2e9,
         "peak_mib": (sum(tensor.nbytes for tensor in tensors) + peak[0]) / 2**20,
-        "reg_head_rois": sum(rois),
+        **shown,
     }
 
 
@@ -206,19 +210,3 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     end.record(stream)
     end.synchronize()
     return start.elapsed_time(end) / 1000  # events count milliseconds
-
-
-@contextmanager
-def counting_rois(model: GeneralizedRCNN) -> Iterator[list[int]]:
-    """Filled with the number of RoIs of each call of the regression head, if there is one."""
-    rois: list[int] = []
-    if not isinstance(model.roi_heads, DoubleHeadROIHeads):
-        yield rois
-        return
-    hook = model.roi_heads.reg_head.register_forward_pre_hook(
-        lambda module, args: rois.append(len(args[0]))
-    )
-    try:
-        yield rois
-    finally:
-        hook.remove()

@@ -16,8 +16,8 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 
 from doublehead_d2 import model_zoo
+from doublehead_d2.benchmark.heads import ask
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
-from doublehead_d2.modeling import DoubleHeadConvHead, DoubleHeadROIHeads
 from doublehead_d2.modeling.pooling import ParallelROIAlign, pool_in_parallel
 
 BASELINE = "faster_rcnn"
@@ -145,7 +145,7 @@ def build_trained(name: str, cfg: CfgNode) -> GeneralizedRCNN:
 def _build(cfg: CfgNode, plain: bool | None) -> GeneralizedRCNN:
     model = build_model(cfg).eval()
     for module in model.modules() if plain is not None else ():
-        if isinstance(module, DoubleHeadConvHead) and plain:
+        if hasattr(module, "cpu_chunk") and plain:
             module.cpu_chunk = 1 << 30
         elif isinstance(module, ParallelROIAlign) and plain:
             module.parallel = False
@@ -199,11 +199,7 @@ def prepare(model: GeneralizedRCNN, inputs: list[dict], setting: Setting) -> Non
             f"random RPN gives for images of {setting.image_size}"
         )
     boxes = [x.proposal_boxes for x in proposals]
-    if isinstance(heads, DoubleHeadROIHeads):
-        scores = heads.predict(features, boxes).cls_head.scores
-    else:
-        maps = [features[name] for name in heads.box_in_features]
-        scores = heads.box_predictor(heads.box_head(heads.box_pooler(maps, boxes)))[0]
+    scores = ask(heads).cls_logits(features, boxes)
     # Logits that differ from RoI to RoI as a trained model's; initial ones are all alike.
     factor = 3 / scores.std()
     heads.box_predictor.cls_score.weight *= factor

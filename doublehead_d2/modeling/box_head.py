@@ -134,6 +134,11 @@ class DoubleHeadConvHead(nn.Module):
         return self._folded[0]
 
     @property
+    def folded_blocks(self) -> nn.Sequential | None:
+        """The copy of the blocks that is kept without batch norms, once there is one."""
+        return self._folded[0] if self._folded else None
+
+    @property
     def output_shape(self) -> ShapeSpec:
         """Shape of one RoI's feature vector, as detectron2's box heads give it."""
         return ShapeSpec(channels=self.output_channels)

@@ -4,6 +4,7 @@ Shape legend: N images; R RoIs of all images, Ri of image i; K foreground classe
 Boxes are XYXY in absolute coordinates of the (padded) network input.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ from doublehead_d2.modeling.output_layers import (
     fuse_scores,
     scoped_losses,
 )
+from doublehead_d2.modeling.parts import Part, standard_parts
 from doublehead_d2.modeling.pooling import pool_in_parallel
 from doublehead_d2.modeling.roi_boxes import EnlargedBoxes
 
@@ -98,6 +100,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
         # Ways to score the model, set by `score_modes` for an evaluation: name to
         # (score fusion, box source). Detections then carry the index of their mode.
         self.modes: dict[str, tuple[str, str]] = {}
+        self.rois_shown: Counter[str] = Counter(box_head=0, reg_head=0)  # see modeling.parts
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -153,8 +156,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
             predictions of both heads for the R boxes, image after image.
         """
         maps = self._box_maps(features)
-        pooled = self._pool(maps, boxes, self.cls_roi_scale)
-        cls_head = self.box_predictor(self.box_head(pooled))
+        cls_head, pooled = self._predict_cls_head(maps, boxes)
         shown = choose(cls_head) if choose is not None else None
         reg_head = self._predict_reg_head(maps, boxes, pooled, shown)
         return DoubleHeadPredictions(cls_head, reg_head, shown)
@@ -209,6 +211,20 @@ class DoubleHeadROIHeads(StandardROIHeads):
             return [torch.zeros_like(b, dtype=torch.bool) for b in best]
         return [b > self.box_predictor.test_score_thresh for b in best]
 
+    def parts(self) -> list[Part]:
+        """Those of `StandardROIHeads`, and "reg_head" after "box_head"."""
+        box, *others = standard_parts(self)
+        layers: list[Any] = [self.reg_head, self.reg_predictor]
+        return [box, box._replace(name="reg_head", modules=layers, layers=layers), *others]
+
+    def cls_logits(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """R x (K+1) class scores, logits, by the classification head alone.
+
+        Args:
+            features, boxes: as :meth:`predict`.
+        """
+        return self._predict_cls_head(self._box_maps(features), boxes)[0].scores
+
     def _foreground(self, proposals: list[Instances]) -> list[Tensor]:
         """Masks of the sampled RoIs that a regression head which only localises learns from."""
         masks = select_foreground_proposals(proposals, self.num_classes)[1]
@@ -236,6 +252,14 @@ class DoubleHeadROIHeads(StandardROIHeads):
         features = _in_float32(features, self.box_in_features)
         return [features[f] for f in self.box_in_features]
 
+    def _predict_cls_head(
+        self, maps: list[Tensor], boxes: list[Boxes]
+    ) -> tuple[HeadPredictions, Tensor]:
+        """Predictions of the classification head, and the RoI features that it saw."""
+        pooled = self._pool(maps, boxes, self.cls_roi_scale)
+        self._count("box_head", pooled)
+        return self.box_predictor(self.box_head(pooled)), pooled
+
     def _predict_reg_head(
         self,
         maps: list[Tensor],
@@ -254,10 +278,15 @@ class DoubleHeadROIHeads(StandardROIHeads):
             if shown is not None:
                 boxes = [x[m] for x, m in zip(boxes, shown, strict=True)]
             pooled = self._pool(maps, boxes, self.reg_roi_scale)
+        self._count("reg_head", pooled)
         predictions = self.reg_predictor(self.reg_head(pooled))
         if mask is None:
             return predictions
         return HeadPredictions(*(_put_rows(x, mask) for x in predictions))
+
+    def _count(self, part: str, pooled: Tensor) -> None:
+        if not torch.jit.is_tracing():  # sizes are tensors there
+            self.rois_shown[part] += pooled.shape[0]
 
     def _pool(self, maps: list[Tensor], boxes: list[Boxes], scale: float) -> Tensor:
         """RoI features R x C x H x W of boxes enlarged by `scale`."""

@@ -250,9 +250,9 @@ def _report(
     for result in results.values():
         result["ratio"] = result["seconds"] / baseline["seconds"]
         result["memory_ratio"] = result["peak_mib"] / baseline["peak_mib"]
-    rows = [[name, *result.values()] for name, result in results.items()]
+    rows = [{"model": name, **result} for name, result in results.items()]
     print("\n" + ", ".join([task, *(f"{key} {value}" for key, value in setting.items())]))
-    print(tabulate(rows, headers=["model", *baseline], floatfmt=".4g"), flush=True)
+    print(tabulate(rows, headers="keys", floatfmt=".4g", missingval="-"), flush=True)
     return {"task": task, **setting, "results": results}
 
 

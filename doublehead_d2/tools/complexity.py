@@ -9,7 +9,8 @@ from doublehead_d2 import model_zoo
 from doublehead_d2.benchmark.complexity import model_complexity
 from doublehead_d2.files import prepare_output, write_json
 
-HEADS = ("box_head", "reg_head")
+# Beside the sum and these, a system has its box heads.
+NO_BOX_HEADS = ("total", "backbone", "rpn", "mask_head", "keypoint_head")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -56,7 +57,8 @@ def format_table(results: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
     Args:
         results: what `model_complexity` returns, by config.
     """
-    columns = ("total", *HEADS)
+    parts = dict.fromkeys(part for counts in results.values() for part in counts["flops"])
+    columns = ["total", *(part for part in parts if part not in NO_BOX_HEADS)]
     rows = [
         ["config", *(f"{c} M" for c in columns), *(f"{c} GFLOPs" for c in columns)],
     ]

@@ -1,0 +1,56 @@
+"""RoI heads that can be asked what they are made of, and what they were shown."""
+
+from collections import Counter
+from typing import Any, Protocol
+
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from detectron2.structures import Boxes
+from torch import Tensor
+
+from doublehead_d2.modeling.parts import Part, standard_parts
+
+
+class HeadsWithParts(Protocol):
+    """What the benchmarks ask of RoI heads."""
+
+    rois_shown: Counter[str]
+
+    def parts(self) -> list[Part]:
+        """The parts in the order in which they run in inference."""
+
+    def cls_logits(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """R x (K+1) class scores, logits, by the classification head alone."""
+
+
+class StockHeads:
+    """Answers for detectron2's `StandardROIHeads`, which does not count what it is shown."""
+
+    def __init__(self, heads: StandardROIHeads) -> None:
+        self._heads = heads
+        self.rois_shown: Counter[str] = Counter()
+
+    def parts(self) -> list[Part]:
+        """As `modeling.parts.standard_parts`."""
+        return standard_parts(self._heads)
+
+    def cls_logits(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """Class scores of the box head."""
+        heads = self._heads
+        maps = [features[name] for name in heads.box_in_features]
+        return heads.box_predictor(heads.box_head(heads.box_pooler(maps, boxes)))[0]
+
+
+def ask(heads: Any) -> HeadsWithParts:
+    """RoI heads as they can be asked.
+
+    Raises:
+        ValueError: they have no `parts()`, and their forward is not that of `StandardROIHeads`.
+    """
+    if hasattr(heads, "parts"):
+        return heads
+    if not isinstance(heads, StandardROIHeads) or isinstance(heads, CascadeROIHeads):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME is '{type(heads).__name__}'; allowed: 'StandardROIHeads', or "
+            "heads that say what they are made of (doublehead_d2.modeling.parts.Part)"
+        )
+    return StockHeads(heads)
