@@ -34,6 +34,7 @@ from doublehead_d2.benchmark.variants import (
 from doublehead_d2.modeling import DoubleHeadROIHeads
 from doublehead_d2.plots import curves
 from doublehead_d2.tools import benchmark as tool
+from doublehead_d2.tools import options
 
 SMALL = [
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 4, "MODEL.RESNETS.WIDTH_PER_GROUP", 4),
@@ -62,7 +63,7 @@ SEEN = {
 @pytest.fixture(autouse=True)
 def _memory_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stays as it is."""
-    monkeypatch.setattr(tool, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(options, "keep_freed_memory", lambda: True)
 
 
 def test_every_variant_has_a_task() -> None:

@@ -12,6 +12,7 @@ from doublehead_d2.benchmark.conv_head import REFERENCE, WAYS, build_conv_head, 
 from doublehead_d2.modeling import DoubleHeadConvHead
 from doublehead_d2.modeling.box_head import CPU_CHUNK
 from doublehead_d2.tools import benchmark_conv_head as tool
+from doublehead_d2.tools import options
 
 # A compiler takes a minute, and half precision a CPU 30 times as long.
 FAST = [way for way in WAYS if way not in ("compiled", "float16")]
@@ -69,7 +70,7 @@ def test_layouts_are_the_published_ones() -> None:
 def test_tool_writes_what_it_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tool, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(options, "keep_freed_memory", lambda: True)
     path = tmp_path / "new" / "ways.json"
     words = ["--device", "cpu", "--layouts", "mmdet", "--rois", "3", "--repetitions", "1"]
     assert tool.main([*words, "--ways", "folded", "--json", str(path)]) == 0

@@ -20,7 +20,7 @@ from detectron2.modeling import GeneralizedRCNN
 from tabulate import tabulate
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.benchmark.machine import find_device, machine
+from doublehead_d2.benchmark.machine import find_device
 from doublehead_d2.benchmark.timing import profile_inference, time_inference, time_training
 from doublehead_d2.benchmark.variants import (
     BASELINE,
@@ -34,9 +34,9 @@ from doublehead_d2.benchmark.variants import (
 )
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
-from doublehead_d2.engine.memory import keep_freed_memory
 from doublehead_d2.files import prepare_output, write_json
 from doublehead_d2.plots import check_picture, plot_scaling
+from doublehead_d2.tools.options import USER_ERRORS, add_opts, add_release_memory, conditions
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 NUM_TRAINED_IMAGES = 20  # of a trained model's data, measured in turn
@@ -64,17 +64,13 @@ def argument_parser() -> argparse.ArgumentParser:
                         help="that autocast computes in (float32, no autocast)")  # fmt: skip
     parser.add_argument("--profile", action="store_true",
                         help="print the operators that each model spends its time in")  # fmt: skip
-    parser.add_argument("--release-memory", action="store_true",
-                        help="leave the C library as it is, as in a process that is not one of "
-                        "this project's tools, instead of keeping freed memory")  # fmt: skip
+    add_release_memory(parser)
     parser.add_argument("--repetitions", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before them (1)")
     parser.add_argument("--json", metavar="FILE", help="write the results to this file")
     parser.add_argument("--plot", metavar="FILE", help="draw curves over several --proposals or "
                         "--survivors into this picture")  # fmt: skip
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="config changes, KEY VALUE ..., last"
-    )
+    add_opts(parser)
     return parser
 
 
@@ -86,22 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check(args)
         device = find_device(args.device)
-        content: dict[str, Any] = {**machine(device), "threads": torch.get_num_threads()}
-        if device == "cpu":
-            content["keeps_freed_memory"] = not args.release_memory and keep_freed_memory()
-        else:  # what float32 is in products of convolutions and of matrices
-            content["tf32"] = [
-                torch.backends.cudnn.allow_tf32,
-                torch.backends.cuda.matmul.allow_tf32,
-            ]
+        content = conditions(device, args)
         content |= {name: getattr(args, name) for name in ("precision", "warmup", "repetitions")}
         content["runs"] = []
         for run in _measure_trained(args, device) if args.trained else _measure(args, device):
             content["runs"].append(run)
             if args.json:  # each at once: a long benchmark may be stopped
                 write_json(args.json, content)
-    # The first two are CfgNode's.
-    except (AssertionError, KeyError, ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
+    except (*USER_ERRORS, torch.cuda.OutOfMemoryError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"\n{content['hardware']}, {content['threads']} threads; {content['versions']}")

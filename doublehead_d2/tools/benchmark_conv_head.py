@@ -9,15 +9,14 @@ random weights and RoI features; in one process, the ways in turn, medians.
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from tabulate import tabulate
 
 from doublehead_d2.benchmark.conv_head import LAYOUTS, WAYS, build_conv_head, time_ways
-from doublehead_d2.benchmark.machine import find_device, machine
-from doublehead_d2.engine.memory import keep_freed_memory
+from doublehead_d2.benchmark.machine import find_device
 from doublehead_d2.files import prepare_output, write_json
+from doublehead_d2.tools.options import add_release_memory, conditions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rois", type=int, nargs="+", default=[150, 1000], help="(150 1000)")
     parser.add_argument("--repetitions", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--json", metavar="FILE", help="write the results to this file")
-    parser.add_argument("--release-memory", action="store_true",
-                        help="do not keep freed memory in this process")  # fmt: skip
+    add_release_memory(parser)
     args = parser.parse_args(argv)
     try:
         for name, values in {"--rois": args.rois, "--repetitions": [args.repetitions]}.items():
@@ -52,10 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The head takes chunks on a CPU alone.
     left_out = "float16" if device == "cpu" else "chunks of"
     ways = args.ways or [way for way in WAYS if not way.startswith(left_out)]
-    content: dict[str, Any] = {**machine(device), "threads": torch.get_num_threads()}
-    content["repetitions"] = args.repetitions
-    if device == "cpu":
-        content["keeps_freed_memory"] = not args.release_memory and keep_freed_memory()
+    content = {**conditions(device, args), "repetitions": args.repetitions}
     print(f"{content['hardware']}, {content['threads']} threads; {content['versions']}")
     content["runs"] = runs = []
     for layout in dict.fromkeys(args.layouts):

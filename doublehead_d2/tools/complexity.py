@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from doublehead_d2 import model_zoo
 from doublehead_d2.benchmark.complexity import model_complexity
 from doublehead_d2.files import prepare_output, write_json
+from doublehead_d2.tools.options import USER_ERRORS
 
 # Beside the sum and these, a system has its box heads.
 NO_BOX_HEADS = ("total", "backbone", "rpn", "mask_head", "keypoint_head")
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         if args.json:
             write_json(args.json, results)
-    except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
+    except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 1
     print(format_table(results))

@@ -20,6 +20,7 @@ from doublehead_d2 import model_zoo
 from doublehead_d2.data.check import check_datasets
 from doublehead_d2.files import write_json
 from doublehead_d2.inference import Predictor
+from doublehead_d2.tools.options import add_opts
 from doublehead_d2.visualize import draw_ground_truth, draw_predictions, side_by_side
 
 
@@ -39,9 +40,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="predictions", help="folder to write to (predictions)")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="lowest score (0.5)")
     parser.add_argument("--batch-size", type=int, default=8, help="images at a time (8)")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="config changes, KEY VALUE ..."
-    )
+    add_opts(parser)
     return parser
 
 

@@ -21,6 +21,7 @@ from doublehead_d2.analysis.study import BACKBONE, RESULT_FILE, run, study_confi
 from doublehead_d2.data import check_datasets, write_shapes
 from doublehead_d2.data.shapes.builtin import shapes_root
 from doublehead_d2.files import write_json
+from doublehead_d2.tools.options import USER_ERRORS, add_opts
 
 MODULE = "doublehead_d2.tools.reproduce_tables"
 SETTINGS_FILE = "settings.json"
@@ -36,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help=f"some of: {' '.join(ROWS)} (all)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (1)")
     parser.add_argument("--run", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="config changes, KEY VALUE ..., last"
-    )
+    add_opts(parser)
     args = parser.parse_args(argv)
     output = Path(args.output)
     if args.run:
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_datasets(("shapes_hard_train", "shapes_hard_val"))
         except FileNotFoundError:
             write_shapes(shapes_root(hard=True), hard=True)
-    except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
+    except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 1
 

@@ -13,19 +13,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.benchmark.machine import machine
 from doublehead_d2.benchmark.timing import time_inference
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
-from doublehead_d2.engine.memory import keep_freed_memory
 from doublehead_d2.files import prepare_output, write_json
+from doublehead_d2.tools.options import USER_ERRORS, add_opts, add_release_memory, conditions
 
 FLOORS = [0.0, 0.001, 0.005, 0.01, 0.02, 0.03, 0.05]
 
@@ -41,12 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--floors", type=float, nargs="+", default=FLOORS,
                         help=f"({' '.join(map(str, FLOORS))})")  # fmt: skip
     parser.add_argument("--num-images", type=int, default=50, help="that are timed (50)")
-    parser.add_argument("--release-memory", action="store_true",
-                        help="do not keep freed memory in this process")  # fmt: skip
+    add_release_memory(parser)
     parser.add_argument("--output", default="output/score_floor", help="(output/score_floor)")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="config changes, KEY VALUE ..., last"
-    )
+    add_opts(parser)
     args = parser.parse_args(argv)
     # Printed by torch's profiler, of no use here
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -61,11 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_datasets(cfg.DATASETS.TEST)
         path = os.path.join(args.output, "score_floor.json")
         prepare_output(path)
-        content: dict[str, Any] = {**machine(cfg.MODEL.DEVICE), "threads": torch.get_num_threads()}
-        if cfg.MODEL.DEVICE == "cpu":
-            content["keeps_freed_memory"] = not args.release_memory and keep_freed_memory()
+        content = conditions(cfg.MODEL.DEVICE, args)
         rows = measure(cfg, args.floors, args.num_images)
-    except (AssertionError, KeyError, ValueError, OSError) as error:  # the first two: CfgNode's
+    except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 1
     content |= {"data": cfg.DATASETS.TEST[0], "num_images": args.num_images, "floors": rows}
