@@ -8,12 +8,13 @@ writes one picture an image and all boxes as `detections.json` into --output.
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 
 from doublehead_d2 import model_zoo
@@ -76,7 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 unreadable.append(record["file_name"])
             else:
                 batch.append((record, image))
-        detections += _predict(predictor, batch, args.output, args.score_threshold)
+        outputs = predictor([image for _, image in batch])
+        for (record, image), output in zip(batch, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            instances = instances[instances.scores >= args.score_threshold]
+            picture = _draw(record, image, instances, predictor.metadata)
+            cv2.imwrite(os.path.join(args.output, record["picture"]), picture)
+            detections.append(_describe(record, image, instances, predictor.metadata))
     write_json(os.path.join(args.output, "detections.json"), detections)
     boxes = sum(len(entry["detections"]) for entry in detections)
     print(f"{len(detections)} pictures and {boxes} boxes (detections.json) are in {args.output}")
@@ -85,34 +92,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if unreadable else 0
 
 
-def _predict(
-    predictor: Predictor,
-    batch: list[tuple[dict[str, Any], np.ndarray]],
-    output: str,
-    score_threshold: float,
-) -> Iterator[dict[str, Any]]:
-    """Draw and describe the detections of one batch of (record, BGR image)."""
-    results = predictor([image for _, image in batch])
-    for (record, image), result in zip(batch, results, strict=True):
-        instances = result["instances"].to("cpu")
-        instances = instances[instances.scores >= score_threshold]
-        picture = draw_predictions(image, instances, predictor.metadata, score_threshold)
-        if "annotations" in record:
-            if not instances.has("pred_masks"):  # outlines would only hide what boxes show
-                boxes = [dict(a) for a in record["annotations"]]
-                for annotation in boxes:
-                    annotation.pop("segmentation", None)
-                record = {**record, "annotations": boxes}
-            truth = draw_ground_truth(image, record, predictor.metadata)
-            picture = side_by_side([truth, picture], ["ground truth", "predictions"])
-        cv2.imwrite(os.path.join(output, record["picture"]), picture)
-        yield {
-            "file_name": record["file_name"],
-            "picture": record["picture"],
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "detections": _describe(instances, predictor.metadata.get("thing_classes")),
-        }
+def _draw(
+    record: dict[str, Any], image: np.ndarray, instances: Instances, metadata: Metadata
+) -> np.ndarray:
+    """All of `instances` on a BGR image, beside its ground truth where the record has any."""
+    picture = draw_predictions(image, instances, metadata, score_threshold=0.0)
+    if "annotations" not in record:
+        return picture
+    if not instances.has("pred_masks"):  # outlines would only hide what boxes show
+        boxes = [dict(a) for a in record["annotations"]]
+        for annotation in boxes:
+            annotation.pop("segmentation", None)
+        record = {**record, "annotations": boxes}
+    truth = draw_ground_truth(image, record, metadata)
+    return side_by_side([truth, picture], ["ground truth", "predictions"])
 
 
 def _picture_names(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -128,23 +121,32 @@ def _picture_names(records: Sequence[dict[str, Any]]) -> list[str]:
     return names
 
 
-def _describe(instances: Instances, class_names: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Detections as JSON values: box XYXY in pixels of the image, score, class."""
+def _describe(
+    record: dict[str, Any], image: np.ndarray, instances: Instances, metadata: Metadata
+) -> dict[str, Any]:
+    """An image and its detections as JSON values: box XYXY in pixels of the image, score, class."""
+    class_names = metadata.get("thing_classes")
     rows = zip(
         instances.pred_boxes.tensor.tolist(),
         instances.scores.tolist(),
         instances.pred_classes.tolist(),
         strict=True,
     )
-    return [
-        {
-            "box": [round(x, 2) for x in box],
-            "score": round(score, 4),
-            "class_id": class_id,
-            "class": class_names[class_id] if class_names else str(class_id),
-        }
-        for box, score, class_id in rows
-    ]
+    return {
+        "file_name": record["file_name"],
+        "picture": record["picture"],
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "detections": [
+            {
+                "box": [round(x, 2) for x in box],
+                "score": round(score, 4),
+                "class_id": class_id,
+                "class": class_names[class_id] if class_names else str(class_id),
+            }
+            for box, score, class_id in rows
+        ],
+    }
 
 
 if __name__ == "__main__":
