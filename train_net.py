@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a model; see `python train_net.py --help` and the README."""
+"""Train or evaluate a model; see `python train_net.py --help` and docs/GETTING_STARTED.md."""
 
 from doublehead_d2.engine import argument_parser, launch, main
 

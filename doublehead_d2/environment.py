@@ -32,7 +32,7 @@ def require_detectron2() -> None:
     if spec is None or spec.origin is None:
         raise ImportError(
             f"detectron2 is not installed: run `{INSTALL_DETECTRON2}` in a checkout of "
-            "doublehead_d2, or build detectron2 from its repository as the README shows.",
+            "doublehead_d2, or build detectron2 from its repository as docs/INSTALL.md shows.",
             name="detectron2",
         )
 

@@ -12,12 +12,13 @@ from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
+from conftest import REPOSITORY
 from doublehead_d2 import DoubleHeadConvHead, model_zoo
 from doublehead_d2.benchmark import complexity
 from doublehead_d2.benchmark.complexity import count_flops, count_parameters, model_complexity
 from doublehead_d2.tools import complexity as tool
 
-GOLDEN = Path(__file__).parent / "golden" / "complexity.json"
+GOLDEN = REPOSITORY / "tests" / "golden" / "complexity.json"
 REWRITE = (
     "if meant, run `python -m doublehead_d2.tools.complexity --json tests/golden/complexity.json`"
 )
@@ -193,11 +194,11 @@ def test_golden_numbers_are_of_the_zoo() -> None:
     assert sorted(golden()) == CONFIGS, REWRITE
 
 
-def test_readme_has_the_golden_numbers_of_every_config() -> None:
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+def test_model_zoo_has_the_golden_numbers_of_every_config() -> None:
+    text = (REPOSITORY / "docs" / "MODEL_ZOO.md").read_text(encoding="utf-8")
     listed = []
     for line in text.splitlines():
-        names = re.findall(r"\]\(configs/(.+?\.yaml)\)", line)
+        names = re.findall(r"\]\(\.\./configs/(.+?\.yaml)\)", line)
         if not names or not line.startswith("|"):
             continue
         listed += names

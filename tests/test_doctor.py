@@ -241,7 +241,9 @@ def test_versions_are_read() -> None:
 
 def test_require_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"^detectron2 is not installed: run `.*README shows\.$"):
+    with pytest.raises(
+        ImportError, match=r"^detectron2 is not installed: run `.*docs/INSTALL\.md shows\.$"
+    ):
         require_detectron2()
 
 
