@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -77,20 +78,42 @@ def read_config(path: str) -> CfgNode:
     """The config of a YAML file as :func:`get_config` reads it, MODEL.DEVICE as it stands there.
 
     Raises:
-        ValueError: the file is no YAML, or no config.
+        ValueError: the file, or one that its `_BASE_` names, is no YAML or no config, has a tag
+            that would make a Python object, or is not there.
         KeyError: a key that is none.
     """
     cfg = get_cfg()
     add_doublehead_config(cfg)
-    try:
-        cfg.merge_from_file(path)
-    except (TypeError, AttributeError):  # no mapping
-        raise ValueError(f"'{path}' is no config; allowed: YAML of keys and values") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"'{path}' is no YAML: {error}") from None
+    merge_config(cfg, path)
     _find_weights_beside(cfg, path)
     _register_class_names(cfg)
     return cfg
+
+
+def merge_config(cfg: CfgNode, path: str) -> None:
+    """As `cfg.merge_from_file`, which by default runs what a YAML file's tags name.
+
+    Args:
+        cfg: changed in place.
+        path: YAML file; files that its `_BASE_` names are read likewise.
+
+    Raises:
+        ValueError, KeyError: as :func:`read_config`.
+    """
+    try:
+        cfg.merge_from_file(path, allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(_refused_tag(path, error)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' is no YAML: {error}") from None
+    except (TypeError, AttributeError):  # no mapping
+        raise ValueError(f"'{path}' is no config; allowed: YAML of keys and values") from None
+    except RecursionError:
+        raise ValueError(f"'{path}': its _BASE_, or an alias in it, leads in a circle") from None
+    except OSError as error:
+        raise ValueError(
+            f"'{path}': its _BASE_ leads to '{error.filename}': {error.strerror}"
+        ) from None
 
 
 def get(
@@ -124,6 +147,17 @@ def get(
 
 def _config_root() -> str:
     return str(resources.files("doublehead_d2") / "configs")
+
+
+def _refused_tag(path: str, error: yaml.constructor.ConstructorError) -> str:
+    """What a tag is refused by: the file (of a `_BASE_` chain), the line and the tag."""
+    mark, tag = error.problem_mark, re.search(r"tag:yaml.org,2002:([^']*)'", error.problem or "")
+    where = f"'{mark.name}', line {mark.line + 1}" if mark else f"'{path}'"
+    return (
+        f"{where} is refused: "
+        + (f"the tag !!{tag[1]} would make a Python object, " if tag else f"{error.problem}, ")
+        + "and configs hold plain values alone"
+    )
 
 
 def _find_weights_beside(cfg: CfgNode, path: str) -> None:

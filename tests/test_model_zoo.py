@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -107,3 +108,63 @@ def test_files_that_are_no_config_are_refused(text: str, message: str, tmp_path:
     path.write_text(text)
     with pytest.raises(ValueError, match=f"'{path}' {message}"):
         model_zoo.get_config(str(path))
+
+
+# ------------------------------------------------------------------------------- files with tags
+
+HOSTILE = {
+    "apply": "WEIGHTS: !!python/object/apply:os.system ['touch {marker}']",
+    "new": "WEIGHTS: !!python/object/new:os.system ['touch {marker}']",
+    "name": "WEIGHTS: !!python/name:os.system ''",
+    "module": "WEIGHTS: !!python/module:os ''",
+    "tuple": "WEIGHTS: !!python/tuple [1, 2]",
+}
+
+
+@pytest.mark.parametrize("below_base", [False, True])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_tags_that_make_objects_are_refused(kind: str, below_base: bool, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    hostile = tmp_path / "hostile.yaml"
+    hostile.write_text(f"MODEL:\n  {HOSTILE[kind].format(marker=marker)}\n")
+    given = hostile
+    if below_base:
+        given = tmp_path / "innocent.yaml"
+        given.write_text("_BASE_: hostile.yaml\n")
+    message = rf"hostile.yaml', line 2 is refused: the tag !!python/\S*{kind}\S* would make a"
+    for read in (model_zoo.get_config, model_zoo.get, model_zoo.read_config):
+        with pytest.raises(ValueError, match=message):
+            read(str(given))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_BASE_: a.yaml", "its _BASE_, or an alias in it, leads in a circle"),
+        ("_BASE_: other.yaml", r"_BASE_ leads to '.*other.yaml': No such file"),
+        ("_BASE_: .", "_BASE_ leads to '.*': Is a directory"),
+        ("MODEL: &x {A: *x}", "leads in a circle"),
+        ("MODEL: !mine 1", "line 1 is refused: could not determine a constructor for the tag '!mi"),
+        ("- 1", "is no config; allowed: YAML of keys and values"),
+        ("a: b: c", "is no YAML: mapping values"),
+    ],
+)
+def test_files_that_are_no_configs_are_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        model_zoo.read_config(str(path))
+    assert "a.yaml" in str(error.value)
+
+
+def test_every_config_and_what_is_dumped_of_it_loads(tmp_path: Path) -> None:
+    """Tuples, anchors and aliases are plain YAML."""
+    for name in model_zoo.list_configs():
+        cfg = model_zoo.get_config(name)
+        sizes = [[32], [64]]
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [sizes[0], sizes[0], *sizes]  # dumped as an alias
+        path = save(cfg, tmp_path / "dumped.yaml")
+        again = model_zoo.get_config(path)
+        assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+    assert "*id001" in Path(path).read_text()

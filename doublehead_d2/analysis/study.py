@@ -75,7 +75,7 @@ def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) ->
     # Both heads of Ext learn both tasks, so that the backbone it leaves favours no row.
     name = {BACKBONE: _EXT_CONFIG, EXT: _EXT_CONFIG}
     cfg = model_zoo.read_config(model_zoo.get_config_file(name.get(row, f"Ablations/{row}.yaml")))
-    cfg.merge_from_file(model_zoo.get_config_file("Overlay-Shapes-Study.yaml"))
+    model_zoo.merge_config(cfg, model_zoo.get_config_file("Overlay-Shapes-Study.yaml"))
     cfg.merge_from_list(list(opts))
     fall_back_to_cpu(cfg)
     cfg.SEED = seed
