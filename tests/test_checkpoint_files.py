@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import BoxMode
 
 from doublehead_d2.checkpoint import convert_checkpoint
 from doublehead_d2.checkpoint.reading import convert_file, load_tensors, refuse_code_in_pickle
@@ -49,7 +50,7 @@ def test_pickles_with_code_are_refused_and_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps({"model": {"a": Code(marker)}, "__author__": "x"}))
-    with pytest.raises(ValueError, match=r"a.pkl' is refused: .* run \w+\.system"):
+    with pytest.raises(ValueError, match=r"a.pkl' is refused: .* arrays, \w+\.system, "):
         refuse_code_in_pickle(str(path))
     assert not marker.exists()
     path.write_bytes(path.read_bytes()[:20])
@@ -76,6 +77,15 @@ OLD_PICKLE = (
 )
 
 
+def test_boxes_of_proposals_may_state_their_mode(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"bbox_mode": BoxMode.XYWH_ABS, "boxes": [np.zeros((0, 4))]}))
+    refuse_code_in_pickle(str(path))
+    path.write_bytes(pickle.dumps(Call(BoxMode, "x")))
+    with pytest.raises(ValueError, match=r"plain arrays, BoxMode\('x'\), and"):
+        refuse_code_in_pickle(str(path))
+
+
 def test_pickles_of_python_2_are_not_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(OLD_PICKLE)
@@ -97,12 +107,12 @@ class Call:
     ("value", "message"),
     [
         (Call(np.ndarray, (1,), "f8"), "truncated or no pickle of arrays: .*not callable"),
-        (np.array([{}], dtype=object), r"run numpy.dtype\('O8'\)"),
-        (np.zeros(2, [("a", "f4")]), r"run numpy.dtype\('V4'\)"),
-        (Call(np.dtype, "O"), r"run numpy.dtype\('O'\)"),
-        (Call(getattr, "a", "b"), "run builtins.getattr"),
-        (np.datetime64("2020-01-01"), r"run numpy.dtype\('M8'\)"),
-        (Call(codecs.encode, "a", "zip"), "run _codecs.encode with 'zip'"),
+        (np.array([{}], dtype=object), r"arrays, numpy.dtype\('O8'\)"),
+        (np.zeros(2, [("a", "f4")]), r"arrays, numpy.dtype\('V4'\)"),
+        (Call(np.dtype, "O"), r"arrays, numpy.dtype\('O'\)"),
+        (Call(getattr, "a", "b"), "arrays, builtins.getattr"),
+        (np.datetime64("2020-01-01"), r"arrays, numpy.dtype\('M8'\)"),
+        (Call(codecs.encode, "a", "zip"), "arrays, _codecs.encode with 'zip'"),
     ],
 )
 def test_pickles_of_more_than_plain_arrays_are_refused(
@@ -129,7 +139,7 @@ def test_arrays_must_be_what_they_say(old: bytes, new: bytes, tmp_path: Path) ->
     assert old in OLD_PICKLE
     path = tmp_path / "a.pkl"
     path.write_bytes(OLD_PICKLE.replace(old, new))
-    with pytest.raises(ValueError, match="a.pkl' is refused: it holds more than tensors"):
+    with pytest.raises(ValueError, match="a.pkl' is refused: it holds more than plain arrays"):
         refuse_code_in_pickle(str(path))
 
 

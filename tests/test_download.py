@@ -1,9 +1,13 @@
 """Downloads that go on where they stopped and are never used before they are whole."""
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
+from doublehead_d2.checkpoint import download as module
 from doublehead_d2.checkpoint.download import check_hash, download, file_name, hash_in_name
 from servers import Server, hashed
 
@@ -101,3 +105,52 @@ def test_length_may_be_unknown(server: Server, tmp_path: Path) -> None:
     server.files[name], server.content_length = DATA, "unknown"
     download(server.url(name), str(tmp_path / name))
     assert (tmp_path / name).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("length", ["unknown", "10240"])
+def test_a_server_that_never_ends_is_left(
+    length: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 5000)
+    monkeypatch.setattr(module, "BLOCK", 1000)
+    name = hashed(DATA)
+    server.files[name], server.content_length = DATA, length
+    with pytest.raises(ValueError, match="gives .* bytes or more; allowed: 5000. Nothing of"):
+        download(server.url(name), str(tmp_path / name))
+    assert not [x for x in tmp_path.iterdir() if not x.name.endswith(".lock")]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (100, "fewer than 1024 bytes a second come"),  # 10,240 bytes in 100 s
+        (100_000, "it takes more than 86400 seconds"),
+    ],
+)
+def test_a_server_that_dawdles_is_left(
+    step: int, message: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(step=step)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    name = hashed(DATA)
+    server.files[name] = DATA
+    with pytest.raises(OSError, match=rf"cannot download .*{message}\. Try again \(\d+ bytes are"):
+        download(server.url(name), str(tmp_path / name))
+
+
+def test_bytes_are_taken_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte a second: waiting for a whole block would take twelve days."""
+
+    class Dribble:
+        headers: ClassVar[dict] = {}
+        sent = 0
+
+        def read1(self, size: int) -> bytes:
+            self.sent += 1
+            return b"x"
+
+    response, seconds = Dribble(), itertools.count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    with open(tmp_path / "a", "wb") as f, pytest.raises(OSError, match="fewer than 1024 bytes"):
+        module._copy(response, f, 0, "a")
+    assert response.sent == module.WINDOW + 1

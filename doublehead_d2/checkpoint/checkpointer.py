@@ -56,15 +56,34 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
             path: a path, URL, or name such as detectron2://... and doublehead://....
         """
         self._path = path
+        if path and "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"there is no checkpoint '{path}' (here: {os.path.abspath(path)}); allowed for "
+                "MODEL.WEIGHTS: a file, a URL, or a name such as doublehead://... and detectron2://..."
+            )
         try:
             return super().load(_resolve(path), *args, **kwargs)
         finally:
             # Upstream main forgets this after an error, and could then never load again.
             self._parsed_url_during_load = None
 
+    def get_checkpoint_file(self) -> str:
+        """The file that `last_checkpoint` names, which lies beside it.
+
+        Raises:
+            ValueError: it names a file elsewhere.
+        """
+        path = super().get_checkpoint_file()
+        if path and os.path.dirname(os.path.normpath(path)) != os.path.normpath(self.save_dir):
+            raise ValueError(
+                f"'{os.path.join(self.save_dir, 'last_checkpoint')}' names '{path}', which is not "
+                "in its folder; allowed: the name of a file there"
+            )
+        return path
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
-            refuse_code_in_pickle(filename)
+            _check_form(filename, refuse_code_in_pickle(filename))
         elif filename.endswith(".pyth"):  # detectron2 loads these itself
             load_tensors(filename)
         checkpoint = super()._load_file(filename)

@@ -1,7 +1,9 @@
 """Downloads that can be interrupted: what was fetched is kept, what is incomplete is never used."""
 
+import contextlib
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException, HTTPResponse
@@ -14,6 +16,11 @@ from tqdm import tqdm
 from doublehead_d2.checkpoint.reading import BLOCK, sha256_of
 
 TIMEOUT = 30  # seconds without a byte
+# What a server may take from us: the published models are 0.2 GB.
+MAX_BYTES = 8 << 30
+MAX_SECONDS = 24 * 3600
+WINDOW = 60  # seconds, in each of which as many times the slowest rate must come
+SLOWEST = 1 << 10  # bytes a second
 _HEADERS = {"User-Agent": "doublehead_d2"}
 
 
@@ -32,6 +39,10 @@ def file_name(address: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
+class TooLargeError(Exception):
+    """More bytes come than any checkpoint has."""
+
+
 def download(url: str, path: str) -> str:
     """Fetch a file whose name carries its hash; go on where an earlier attempt stopped.
 
@@ -46,8 +57,9 @@ def download(url: str, path: str) -> str:
         `path`.
 
     Raises:
-        ValueError: the file that came has another hash.
-        OSError: the server could not be reached or broke off; says what to do.
+        ValueError: the file that came has another hash, or is larger than `MAX_BYTES`.
+        OSError: the server could not be reached, broke off, or takes longer than `SLOWEST` and
+            `MAX_SECONDS` allow; says what to do.
     """
     digits = hash_in_name(path)
     assert digits, f"no hash in the name of '{path}'"
@@ -59,6 +71,10 @@ def download(url: str, path: str) -> str:
         part = f"{path}.part"
         try:
             _fetch(url, part)
+        except TooLargeError as error:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(part)
+            raise ValueError(f"{url} {error}. Nothing of it was kept") from None
         except (OSError, HTTPException) as error:
             raise OSError(
                 f"cannot download {url}: {error}. Try again{_bytes_kept(part)}, or get the file by "
@@ -128,12 +144,29 @@ def _refuse_less(response: HTTPResponse, start: int) -> None:
 def _copy(response: HTTPResponse, f: BinaryIO, start: int, name: str) -> None:
     left = response.headers.get("Content-Length") or ""
     total = start + int(left) if left.isdigit() else None
+    _limit_size(total or 0)
+    begin = window = time.monotonic()
+    before = f.tell()
     with tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name) as bar:
-        for block in iter(lambda: response.read(BLOCK), b""):
+        # read1 gives what has come; read would wait for a whole block, however slowly it comes.
+        for block in iter(lambda: response.read1(BLOCK), b""):
             f.write(block)
             bar.update(len(block))
+            _limit_size(f.tell())
+            now = time.monotonic()
+            if now - begin > MAX_SECONDS:
+                raise OSError(f"it takes more than {MAX_SECONDS} seconds")
+            if now - window > WINDOW:
+                if f.tell() - before < SLOWEST * WINDOW:
+                    raise OSError(f"fewer than {SLOWEST} bytes a second come")
+                window, before = now, f.tell()
     if total is not None and f.tell() < total:
         raise OSError(f"the connection closed after {f.tell()} of {total} bytes")
+
+
+def _limit_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise TooLargeError(f"gives {size} bytes or more; allowed: {MAX_BYTES}")
 
 
 def _bytes_kept(part: str) -> str:

@@ -15,18 +15,21 @@ class ForbiddenPickleError(Exception):
     """Names what a pickle wanted beside plain arrays."""
 
 
-def check_array_pickle(path: str) -> None:
+def check_array_pickle(path: str) -> Any:
     """Read a pickle without making what it describes.
 
     Args:
         path: a file whose strings may be Python 2's.
+
+    Returns:
+        its containers and plain values; something else stands in for its arrays.
 
     Raises:
         ForbiddenPickleError: it is made of more than numpy arrays, containers and plain values.
         Exception: whatever `pickle` raises for damaged files.
     """
     with open(path, "rb") as f:
-        _Checker(f, encoding="latin1").load()
+        return _Checker(f, encoding="latin1").load()
 
 
 class _Marker:
@@ -105,10 +108,17 @@ def _no_bytes() -> bytes:
     return b""
 
 
+def _box_mode(value: Any) -> None:
+    """detectron2's `BoxMode`, which files of proposals may state."""
+    if not isinstance(value, int):
+        raise ForbiddenPickleError(f"BoxMode({value!r})")
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): _no_bytes,
     ("collections", "OrderedDict"): collections.OrderedDict,
+    ("detectron2.structures.boxes", "BoxMode"): _box_mode,
     ("numpy", "dtype"): _dtype,
     ("numpy", "ndarray"): _NDARRAY,
 }

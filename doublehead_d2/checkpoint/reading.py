@@ -33,18 +33,24 @@ def load_tensors(path: str) -> Any:
             raise ValueError(f"'{path}' {_unreadable(f, str(error))}") from None
 
 
-def refuse_code_in_pickle(path: str) -> None:
+def refuse_code_in_pickle(path: str) -> Any:
     """Stop before detectron2 unpickles a .pkl file that holds more than numpy arrays.
+
+    Returns:
+        as :func:`check_array_pickle`.
 
     Raises:
         ValueError: the file would run code, or is no pickle.
     """
     try:
-        check_array_pickle(path)
+        return check_array_pickle(path)
     except OSError:
         raise
     except ForbiddenPickleError as error:
-        raise ValueError(f"'{path}' {_needs_code(str(error))}") from None
+        raise ValueError(
+            f"'{path}' is refused: it holds more than plain arrays, {error}, and loading it may "
+            "run code. If you trust the file, load it yourself and save its arrays alone"
+        ) from None
     except Exception as error:
         raise ValueError(f"'{path}' is truncated or no pickle of arrays: {error}") from None
 

@@ -19,9 +19,11 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
+from doublehead_d2.checkpoint.reading import refuse_code_in_pickle
 from doublehead_d2.config import check_tta_config
 from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine.amp import AMPTrainer
@@ -186,11 +188,13 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         """detectron2's loader of the training data, resizing as INPUT.RESIZE_RULE asks for."""
+        _refuse_code_in_proposals(cfg, "TRAIN")
         return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
         """detectron2's loader of a test set, resizing as INPUT.RESIZE_RULE asks for."""
+        _refuse_code_in_proposals(cfg, "TEST")
         mapper = build_mapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
@@ -202,6 +206,12 @@ class Trainer(DefaultTrainer):
         return build_evaluator(
             dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         )
+
+
+def _refuse_code_in_proposals(cfg: CfgNode, split: str) -> None:
+    """detectron2 unpickles files of proposals as they are."""
+    for path in cfg.DATASETS[f"PROPOSAL_FILES_{split}"] if cfg.MODEL.LOAD_PROPOSALS else ():
+        refuse_code_in_pickle(PathManager.get_local_path(path))
 
 
 def _check_scaled(cfg: CfgNode) -> None:
