@@ -1,9 +1,17 @@
 """Every setting that would build a wrong model is refused with key, value and what is allowed."""
 
 import pytest
+from detectron2.config import CfgNode
 
 from builders import default_cfg, small_heads
-from doublehead_d2.config import check_conv_head_config, check_doublehead_config, fall_back_to_cpu
+from doublehead_d2 import model_zoo
+from doublehead_d2.config import (
+    check_config,
+    check_conv_head_config,
+    check_doublehead_config,
+    check_model,
+    fall_back_to_cpu,
+)
 
 NODE = "MODEL.ROI_DOUBLE_HEAD"
 
@@ -96,3 +104,50 @@ def test_fall_back_to_cpu(
     cfg = default_cfg("MODEL.DEVICE", "cuda")
     fall_back_to_cpu(cfg)
     assert cfg.MODEL.DEVICE == "cuda"
+
+
+# --------------------------------------------------------------------------- before it is built
+
+DOUBLE_HEAD = "COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml"
+SINGLE_CONV = "Ablations/single_conv_w1.yaml"
+
+
+def cfg_of(name: str, *opts: object) -> CfgNode:
+    cfg = model_zoo.get_config(name)
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "message"),
+    [
+        (DOUBLE_HEAD, [f"{NODE}.CLS_HEAD.LAMBDA", 1.2], "CLS_HEAD.LAMBDA is 1.2; allowed: 0 to 1"),
+        (DOUBLE_HEAD, [f"{NODE}.CONV_HEAD.BLOCKS", ["nonlocal"]], "'residual' must be its first"),
+        (SINGLE_CONV, [f"{NODE}.CONV_HEAD.BLOCKS", ["nonlocal"]], "'residual' must be its first"),
+        (DOUBLE_HEAD, ["INPUT.RESIZE_RULE", "pil"], "RESIZE_RULE is 'pil'; allowed: 'detectron2'"),
+        (DOUBLE_HEAD, ["MODEL.ROI_HEADS.NAME", "ROIs"], "NAME is 'ROIs'; allowed: .*'DoubleHeadR"),
+        (DOUBLE_HEAD, ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [True] * 4], "a GPU, and MODEL.DEVIC"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before(name: str, opts: list, message: str) -> None:
+    check_model(cfg_of(name))
+    with pytest.raises(ValueError, match=message):
+        check_model(cfg_of(name, *opts))
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model would fall back to the CPU, and fail in its first iteration."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    opts = ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [True] * 4, "MODEL.DEVICE", "cuda"]
+    with pytest.raises(ValueError, match="a GPU, and CUDA is not available"):
+        check_model(cfg_of(DOUBLE_HEAD, *opts))
+
+
+@pytest.mark.parametrize("architecture", ["RetinaNet", "ProposalNetwork", "MyOwn"])
+def test_models_without_roi_heads_are_left_alone(architecture: str) -> None:
+    opts = ["MODEL.META_ARCHITECTURE", architecture, "MODEL.ROI_HEADS.NAME", ""]
+    cfg = cfg_of(DOUBLE_HEAD, *opts, f"{NODE}.CLS_HEAD.LAMBDA", 7.0)
+    check_config(cfg)
+    cfg.TEST.DOUBLE_HEAD_MODES = True
+    with pytest.raises(ValueError, match=f"META_ARCHITECTURE is '{architecture}'; allowed: 'Gen"):
+        check_config(cfg)

@@ -9,12 +9,13 @@ import torch
 from detectron2.modeling import build_model
 
 from doublehead_d2.checkpoint import convert_checkpoint
-from doublehead_d2.checkpoint.sources import SOURCES
+from doublehead_d2.checkpoint.sources import SOURCES, recognise
 from doublehead_d2.checkpoint.sources.maskrcnn_benchmark import (
     background_last,
     without_background_box,
 )
 from doublehead_d2.checkpoint.sources.recognise import COMMAND
+from doublehead_d2.tools import convert_checkpoint as tool
 from foreign import GOLDEN, foreign_checkpoint, foreign_state, tiny_cfg
 
 NAMES = {"mmdet": "mmdet", "official": "maskrcnn_benchmark"}
@@ -271,3 +272,28 @@ def test_the_model_takes_its_own_and_other_weights_of_detectron2() -> None:
     model.load_state_dict(model.state_dict())
     backbone = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
     model.load_state_dict({**backbone, "fc1000.weight": torch.zeros(2)}, strict=False)
+
+
+def test_of_two_systems_of_a_code_base_the_right_one_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the other one is asked first, and where neither fits exactly."""
+    mark = SOURCES["mmdet"].mark
+    other = SOURCES["mmdet"]._replace(name="other", model="Other", model_mark=f"{mark}x")
+    monkeypatch.setattr(recognise, "SOURCES", {"other": other, **SOURCES})
+    assert recognise.find_source(foreign_state("mmdet")) == "mmdet"
+    assert recognise.find_source(["roi_head.bbox_head.xyz", "backbone.conv1"]) == "other"
+    assert recognise.find_source(["roi_head.bbox_head.fc_cls"]) == "other"  # the first
+    assert recognise.find_source(["backbone.conv1"]) is None
+
+
+def test_refusal_without_published_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "mmdet", SOURCES["mmdet"]._replace(published={}))
+    with pytest.raises(ValueError, match=r"doublehead_d2.checkpoint.convert_checkpoint\)$"):
+        recognise.refuse_foreign_keys(foreign_state("mmdet"))
+
+
+def test_tool_names_no_config_where_none_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "mmdet", SOURCES["mmdet"]._replace(published={}))
+    record = {"source": "mmdet", "depth": 50, "num_classes": 80}
+    assert tool._use(record) == "Converted; no config of the zoo is made for it."

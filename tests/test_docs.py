@@ -111,10 +111,10 @@ def has_key(node: CfgNode, key: str) -> bool:
 
 
 def unknown_keys(text: str) -> list[str]:
-    """Keys named in code, in full or from MODEL.ROI_DOUBLE_HEAD on, that are no keys."""
+    """Keys named in code that are none: in full, from MODEL, or from MODEL.ROI_DOUBLE_HEAD on."""
     cfg = config()
     keys = re.findall(r"(?<![\w.])[A-Z][A-Z0-9_]*(?:\.[A-Z][A-Z0-9_]*)+\b(?!\.)", code_of(text))
-    nodes = (cfg, cfg.MODEL.ROI_DOUBLE_HEAD)
+    nodes = (cfg, cfg.MODEL, cfg.MODEL.ROI_DOUBLE_HEAD)
     return [key for key in keys if not any(has_key(node, key) for node in nodes)]
 
 

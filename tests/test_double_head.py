@@ -390,6 +390,7 @@ def test_traced_heads_detect_the_same_on_other_input(variant: str) -> None:
     with torch.no_grad(), patch_builtin_len():
         traced = torch.jit.trace(Detector(), inputs(0, 8), check_trace=False)
         torch.testing.assert_close(traced(*inputs(1, 5)), Detector()(*inputs(1, 5)))
+    assert all(type(count) is int for count in heads.rois_shown.values())  # no tensor of the trace
 
 
 @pytest.mark.parametrize("variant", ["plain", "ext"])

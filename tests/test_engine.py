@@ -135,6 +135,14 @@ def test_number_of_classes_must_be_that_of_the_data(shapes: Path, tmp_path: Path
         setup(args_for("--config-file", TINY_EXT, *opts))
 
 
+def test_a_mistake_leaves_no_folder(shapes: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    for opts in (["MODEL.ROI_DOUBLE_HEAD.CLS_HEAD.LAMBDA", "2."], ["SOLVER.IMS_PER_BATCH", "0"]):
+        with pytest.raises(ValueError, match="allowed: "):
+            setup(args_for("--config-file", TINY_EXT, "OUTPUT_DIR", str(output), *opts))
+    assert not output.exists()
+
+
 def test_setup_saves_a_config_with_class_names(shapes: Path, tmp_path: Path) -> None:
     setup(args_for("--config-file", TINY_EXT, "OUTPUT_DIR", str(tmp_path)))
     saved = yaml.unsafe_load((tmp_path / "config.yaml").read_text())

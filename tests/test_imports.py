@@ -57,7 +57,9 @@ def read_imports() -> Imports:
     root = REPOSITORY / PACKAGE
     return {
         module_of(path, root): {
-            name.removeprefix(f"{PACKAGE}.") if name.startswith(f"{PACKAGE}.") else f"::{name}"
+            name.removeprefix(f"{PACKAGE}.")
+            if re.match(rf"{PACKAGE}\.[a-z_]", name)
+            else f"::{name}"
             for name in imported_names(path.read_text(encoding="utf-8"))
             if name != PACKAGE
         }
@@ -77,6 +79,8 @@ def violations(imports: Imports) -> list[str]:
                     found.append(f"{rule}: {module} imports {target}")
             if own and crosses_systems(module, name):
                 found.append(f"systems never import one another: {module} imports {name}")
+            if not own and re.fullmatch(rf"{PACKAGE}\.[A-Z]\w*", name.removeprefix("::")):
+                found.append(f"what the package exports is for others: {module} imports {name}")
             if own and knows_a_system(module, name):
                 found.append(f"shared rooms import no system: {module} imports {name}")
     return found
@@ -97,8 +101,8 @@ def knows_a_system(module: str, name: str) -> bool:
         module, NAMES_OF_SYSTEMS
     ):
         return False
-    return name.startswith("modeling.") and (
-        system_of(name, NAMES_OF_SYSTEMS) is not None or name.endswith("ROIHeads")
+    return system_of(name, NAMES_OF_SYSTEMS) is not None or bool(
+        re.fullmatch(r"modeling\.\w+ROIHeads", name)
     )
 
 
@@ -123,6 +127,8 @@ def test_the_rules_hold() -> None:
         ("model_zoo", "::detectron2.model_zoo", "gone from setuptools"),
         ("evaluation.modes", "modeling.DoubleHeadROIHeads", "shared rooms import no system"),
         ("benchmark.timing", "modeling.double_head", "shared rooms import no system"),
+        ("evaluation.modes", "config.double_head", "shared rooms import no system"),
+        ("data.check", "::doublehead_d2.DoubleHeadROIHeads", "exports is for others"),
     ],
 )
 def test_a_planted_import_is_found(module: str, name: str, rule: str) -> None:

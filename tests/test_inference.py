@@ -10,6 +10,7 @@ from detectron2.engine import DefaultPredictor
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.inference import Predictor
+from doublehead_d2.inference import predictor as module
 
 TINY = "Shapes-Detection/double_head_rcnn_tiny.yaml"
 
@@ -68,3 +69,13 @@ def test_equals_default_predictor(trained: Path, shapes: Path, input_format: str
             result["instances"].pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-3, rtol=1e-5
         )
     assert predictor.metadata.thing_classes == ["circle", "rectangle", "triangle"]
+
+
+def test_a_wrong_config_is_refused_before_the_model_is_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "build_model", lambda cfg: pytest.fail("built first"))
+    cfg = model_zoo.get_config("Shapes-Detection/double_head_rcnn_tiny.yaml")
+    cfg.MODEL.ROI_DOUBLE_HEAD.REG_HEAD.LAMBDA = 2.0
+    with pytest.raises(ValueError, match="REG_HEAD.LAMBDA is 2.0; allowed: 0 to 1"):
+        Predictor(cfg)

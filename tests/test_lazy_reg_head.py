@@ -284,6 +284,32 @@ def test_kept_are_the_proposals_where_some_boxes_are_not_finite(lazy: bool) -> N
 
 
 @torch.no_grad()
+def test_what_is_not_shown_is_not_detected_at_any_threshold() -> None:
+    """-1 shows all detections, but none of a RoI whose class scores are not finite."""
+    heads = diverse_heads(THRESHOLD, -1.0)
+    features, proposals = random_features(1), proposals_of((12,), 0)
+
+    def break_scores(module: nn.Module, args: tuple, output: tuple) -> tuple:
+        output.scores[:3] = float("nan")
+        return output
+
+    heads.box_predictor.register_forward_hook(break_scores)
+    _, (kept,) = heads.detect(features, proposals)
+    assert len(kept) and kept.min() >= 3
+    assert_same(heads.detect(features, proposals), full(heads, features, proposals))
+
+
+@torch.no_grad()
+def test_predictions_made_for_one_scoring_are_not_scored_otherwise() -> None:
+    heads = diverse_heads(*VARIANTS["boxes of the fc-head"])
+    proposals = proposals_of((12,), 0)
+    predictions = heads._predict_proposals(random_features(1), proposals)
+    heads.inference(predictions, proposals)
+    with pytest.raises(AssertionError, match="the regression head was shown what .* asks for"):
+        heads.inference(predictions, proposals, "complementary", "reg_head")
+
+
+@torch.no_grad()
 def test_what_a_floor_loses_is_bounded() -> None:
     """A lost detection had less than the floor from the classification head."""
     heads = diverse_heads(*EXT, THRESHOLD, 0.3)

@@ -1,6 +1,7 @@
 """Learning rate and schedule that follow the total batch."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,16 +81,14 @@ def test_a_frozen_config_stays_frozen() -> None:
     assert scale_schedule(cfg).is_frozen()
 
 
-def test_two_ways_of_scaling_are_refused() -> None:
+@pytest.mark.parametrize("refuse", [check_config, scale_schedule, Trainer])
+def test_impossible_batches_are_refused(refuse: Callable) -> None:
     with pytest.raises(ValueError, match="REFERENCE_WORLD_SIZE is 8: both scale the learning rate"):
-        check_config(cfg_of_batch(8, REFERENCE_WORLD_SIZE=8))
+        refuse(cfg_of_batch(16, REFERENCE_WORLD_SIZE=8))
     with pytest.raises(ValueError, match="REFERENCE_IMS_PER_BATCH is -1; allowed: 0"):
-        check_config(cfg_of_batch(8, REFERENCE_IMS_PER_BATCH=-1))
-
-
-def test_a_batch_without_images_is_refused() -> None:
+        refuse(cfg_of_batch(8, REFERENCE_IMS_PER_BATCH=-1))
     with pytest.raises(ValueError, match="SOLVER.IMS_PER_BATCH is 0; allowed: 1 or more"):
-        check_config(cfg_of_batch(0))
+        refuse(cfg_of_batch(0))
 
 
 def test_a_schedule_of_another_batch_is_not_trained_with() -> None:

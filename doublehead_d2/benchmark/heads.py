@@ -1,6 +1,5 @@
-"""RoI heads that can be asked what they are made of, and what they were shown."""
+"""RoI heads that can be asked what they are made of."""
 
-from collections import Counter
 from typing import Any, Protocol
 
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
@@ -13,8 +12,6 @@ from doublehead_d2.modeling.parts import Part, standard_parts
 class HeadsWithParts(Protocol):
     """What the benchmarks ask of RoI heads."""
 
-    rois_shown: Counter[str]
-
     def parts(self) -> list[Part]:
         """The parts in the order in which they run in inference."""
 
@@ -23,11 +20,10 @@ class HeadsWithParts(Protocol):
 
 
 class StockHeads:
-    """Answers for detectron2's `StandardROIHeads`, which does not count what it is shown."""
+    """Answers for detectron2's `StandardROIHeads`."""
 
     def __init__(self, heads: StandardROIHeads) -> None:
         self._heads = heads
-        self.rois_shown: Counter[str] = Counter()
 
     def parts(self) -> list[Part]:
         """As `modeling.parts.standard_parts`."""

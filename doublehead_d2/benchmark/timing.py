@@ -104,6 +104,7 @@ def _time(
 
 def _count(model: GeneralizedRCNN, run: Callable[[], None]) -> dict[str, float]:
     """What a run takes whatever the machine's speed."""
+    # detectron2's heads do not count what they are shown.
     counts: Any = getattr(model.roi_heads, "rois_shown", Counter())
     before = counts.copy()
     with FlopCounterMode(display=False) as counter:

@@ -35,7 +35,8 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], source: str = "auto") -> d
     Args:
         checkpoint: what `torch.load` gave: a state dict, or a dict with one as "state_dict" or
             "model"; keys may begin with "module.".
-        source: "mmdet", "maskrcnn_benchmark" (the authors' code), or "auto" to tell by the keys.
+        source: a name of `SOURCES`, such as "mmdet" or "maskrcnn_benchmark" (the authors' code), or
+            "auto" to tell by the keys.
 
     Returns:
         a plain state dict for the matching config of `configs/Imported`; tensors that do not change
@@ -43,7 +44,7 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], source: str = "auto") -> d
         norms would change it while loading.
 
     Raises:
-        ValueError: the file is from neither source, or of another model; names what was found,
+        ValueError: the file is from none of the sources, or of another model; names what was found,
             what is missing and what is left over.
     """
     return read_foreign(checkpoint, source)[0]
@@ -58,7 +59,7 @@ def read_foreign(
     state = _state_dict(checkpoint)
     name = find_source(state) if source == "auto" else source
     if name is None:
-        raise ValueError(_neither(state))
+        raise ValueError(_none_of_them(state))
     description = SOURCES[name]
     if not any(key.startswith(description.model_mark) for key in state):
         raise ValueError(
@@ -172,7 +173,7 @@ def _num_rows(tensor: Tensor) -> int:
     return tensor.shape[0] if tensor.ndim else 0
 
 
-def _neither(state: Mapping[str, Tensor]) -> str:
+def _none_of_them(state: Mapping[str, Tensor]) -> str:
     known = "; ".join(f"{s.title} ({s.mark}*)" for s in SOURCES.values())
     hint = ""
     if any(key.startswith("backbone.bottom_up.") for key in state):

@@ -22,6 +22,7 @@ COCO_CLASSES = 80
 
 
 PUBLISHED = {name: entry for source in SOURCES.values() for name, entry in source.published.items()}
+assert len(PUBLISHED) == sum(len(s.published) for s in SOURCES.values()), "a name stands twice"
 
 
 def cache_folder(writable: bool = True) -> str:

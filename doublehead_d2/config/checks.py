@@ -37,10 +37,11 @@ def check_model(cfg: CfgNode) -> None:
     Raises:
         ValueError: names the key, its value and what is allowed.
     """
-    names = [name for name, _ in ROI_HEADS_REGISTRY]
-    check_word("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, names)
-    for system in SYSTEMS:
-        system.check(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":  # others need no RoI heads
+        names = [name for name, _ in ROI_HEADS_REGISTRY]
+        check_word("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, names)
+        for system in SYSTEMS:
+            system.check(cfg)
     check_deformable_convolution(cfg)
     check_word("INPUT.RESIZE_RULE", cfg.INPUT.RESIZE_RULE, RESIZE_RULES)
 
@@ -55,11 +56,17 @@ def check_evaluation(cfg: CfgNode) -> None:
         check_tta_config(cfg)
     if not cfg.TEST.DOUBLE_HEAD_MODES:
         return
-    name = cfg.MODEL.ROI_HEADS.NAME
+    name, architecture = cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.META_ARCHITECTURE
+    if architecture != "GeneralizedRCNN":
+        raise ValueError(
+            f"TEST.DOUBLE_HEAD_MODES is True and MODEL.META_ARCHITECTURE is '{architecture}'; "
+            "allowed: 'GeneralizedRCNN', or TEST.DOUBLE_HEAD_MODES False"
+        )
     if not hasattr(ROI_HEADS_REGISTRY.get(name), "scoring_modes"):
         raise ValueError(
-            f"TEST.DOUBLE_HEAD_MODES is True and MODEL.ROI_HEADS.NAME is '{name}', which has one "
-            f"box head; allowed: {heads_with_modes()}, or TEST.DOUBLE_HEAD_MODES False"
+            f"TEST.DOUBLE_HEAD_MODES is True and MODEL.ROI_HEADS.NAME is '{name}', which can be "
+            f"scored in one way alone; allowed: {heads_with_modes()}, or TEST.DOUBLE_HEAD_MODES "
+            "False"
         )
 
 

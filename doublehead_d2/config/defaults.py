@@ -23,6 +23,12 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # detectron2's.
     cfg.INPUT.RESIZE_RULE = "detectron2"
 
+    # Score one model in several ways in one evaluation pass. Of Double-Head (Fig. 8): results
+    # "bbox_reg_head" (regression head alone), "bbox_cls_head" (classification head alone),
+    # "bbox_unfused" (scores of the classification head, boxes of the regression head) and
+    # "bbox_fused" (fused scores) beside "bbox". Those that a model cannot give are left out.
+    cfg.TEST.DOUBLE_HEAD_MODES = False
+
     # Images per batch, over all GPUs, that lr and schedule are written for. If > 0, the lr is
     # multiplied by IMS_PER_BATCH / this, and iterations, steps, warm-up and periods are divided by
     # it. 0 = off.

@@ -25,7 +25,7 @@ _KEY = "MODEL.ROI_DOUBLE_HEAD"
 
 
 def add_keys(cfg: CfgNode) -> None:
-    """Add `MODEL.ROI_DOUBLE_HEAD` and `TEST.DOUBLE_HEAD_MODES`, with plain Double-Head's defaults.
+    """Add `MODEL.ROI_DOUBLE_HEAD` with the defaults of plain Double-Head.
 
     `MODEL.ROI_BOX_HEAD` keeps detectron2's meaning (pooler, box coder, box loss, fc-head) and
     describes the head focused on classification; its NAME is the type of that head.
@@ -105,12 +105,6 @@ def add_keys(cfg: CfgNode) -> None:
     # "ROIAlign", PROPOSAL_GENERATOR.NAME "LegacyRPN" and ANCHOR_GENERATOR.NAME
     # "LegacyAnchorGenerator". Boxes stay detectron2's.
     node.LEGACY_BOXES = False
-
-    # Score one model four ways in one evaluation pass (Fig. 8): results "bbox_reg_head" (regression
-    # head alone), "bbox_cls_head" (classification head alone), "bbox_unfused" (scores of the
-    # classification head, boxes of the regression head) and "bbox_fused" (fused scores) beside
-    # "bbox". Those that λ leaves without a predictor are left out.
-    cfg.TEST.DOUBLE_HEAD_MODES = False
 
 
 def check(cfg: CfgNode) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
+from doublehead_d2.config.checks import check_batch
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,7 +21,11 @@ def scale_schedule(cfg: CfgNode) -> CfgNode:
     Returns:
         `cfg` itself where nothing is to be done, else a copy, frozen like `cfg`, whose reference
         is its own batch: applied twice, it does nothing more.
+
+    Raises:
+        ValueError: as `config.checks.check_batch`.
     """
+    check_batch(cfg)
     reference, batch = cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH
     if reference in (0, batch):
         return cfg

@@ -25,6 +25,7 @@ from torch import nn
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.checkpoint.reading import refuse_code_in_pickle
 from doublehead_d2.config import check_tta_config
+from doublehead_d2.config.checks import check_batch
 from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine.amp import AMPTrainer
 from doublehead_d2.engine.trained_config import TrainedConfigWriter
@@ -59,6 +60,7 @@ class Trainer(DefaultTrainer):
         # on the CPU, on both versions of detectron2.
         TrainerBase.__init__(self)
         on_cpu = cfg.MODEL.DEVICE == "cpu"
+        check_batch(cfg)
         _check_scaled(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -129,7 +131,7 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: Sequence[DatasetEvaluator] | DatasetEvaluator | None = None,
     ) -> Results:
-        """Evaluate on DATASETS.TEST; with TEST.DOUBLE_HEAD_MODES four ways in one pass.
+        """Evaluate on DATASETS.TEST; with TEST.DOUBLE_HEAD_MODES in several ways in one pass.
 
         Args:
             cfg: a config with the keys of this package.
@@ -148,8 +150,8 @@ class Trainer(DefaultTrainer):
             configured = "configured"
             modes[configured] = heads.scoring
         logger.info(
-            "TEST.DOUBLE_HEAD_MODES: one pass scores the model in the modes %s (score fusion, box "
-            "source). The regression head sees all proposals.",
+            "TEST.DOUBLE_HEAD_MODES: one pass scores the model in the modes %s. Every head sees "
+            "all proposals.",
             modes,
         )
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")

@@ -18,19 +18,19 @@ from doublehead_d2.config.checks import heads_with_modes
 
 logger = logging.getLogger(__name__)
 
-Modes = Mapping[str, tuple[str, str]]  # name to (score fusion, box source)
+Modes = Mapping[str, Any]  # name to what the heads call it, e.g. (score fusion, box source)
 
 
 class HeadsWithModes(Protocol):
     """RoI heads that can score in more ways than the one they are configured to."""
 
-    modes: dict[str, tuple[str, str]]  # to score in at once; empty: as configured
+    modes: dict[str, Any]  # to score in at once; empty: as configured
 
     @property
-    def scoring(self) -> tuple[str, str]:
+    def scoring(self) -> Any:
         """The way that they are configured to."""
 
-    def scoring_modes(self) -> dict[str, tuple[str, str]]:
+    def scoring_modes(self) -> dict[str, Any]:
         """The ways that the paper compares, by name."""
 
 
@@ -45,8 +45,8 @@ def find_heads(model: nn.Module) -> HeadsWithModes:
     heads: Any = getattr(model, "roi_heads", None)
     if not hasattr(heads, "scoring_modes"):
         raise ValueError(
-            f"scoring in modes needs two heads; MODEL.ROI_HEADS.NAME is '{type(heads).__name__}', "
-            f"allowed: {heads_with_modes()} (set TEST.DOUBLE_HEAD_MODES False for other models)"
+            f"MODEL.ROI_HEADS.NAME is '{type(heads).__name__}', which can be scored in one way "
+            f"alone; allowed: {heads_with_modes()} (for other models TEST.DOUBLE_HEAD_MODES False)"
         )
     return heads
 

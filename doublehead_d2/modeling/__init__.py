@@ -4,4 +4,9 @@ from doublehead_d2.modeling.box_head import DoubleHeadConvHead
 from doublehead_d2.modeling.double_head import DoubleHeadROIHeads
 from doublehead_d2.modeling.legacy import LegacyAnchorGenerator, LegacyRPN
 
-__all__ = ["DoubleHeadConvHead", "DoubleHeadROIHeads", "LegacyAnchorGenerator", "LegacyRPN"]
+__all__ = [
+    "DoubleHeadConvHead",
+    "DoubleHeadROIHeads",
+    "LegacyAnchorGenerator",
+    "LegacyRPN",
+]

@@ -33,7 +33,7 @@ from doublehead_d2.modeling.output_layers import (
     scoped_losses,
 )
 from doublehead_d2.modeling.parts import Part, standard_parts
-from doublehead_d2.modeling.pooling import pool_in_parallel
+from doublehead_d2.modeling.pooling import in_float32, pool_in_parallel
 from doublehead_d2.modeling.roi_boxes import EnlargedBoxes
 
 # What the classification head says to N masks of Ri, or to None for all
@@ -164,7 +164,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
     def detect(
         self, features: dict[str, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """The detections of :meth:`predict` and :meth:`inference`, at less cost.
+        """In evaluation, the detections of :meth:`predict` and :meth:`inference`, at less cost.
 
         The regression head, by far the dearer one, is shown only the RoIs that can be detected, as
         :meth:`shown_to_reg_head` says.
@@ -249,7 +249,7 @@ class DoubleHeadROIHeads(StandardROIHeads):
 
     def _box_maps(self, features: dict[str, Tensor]) -> list[Tensor]:
         """The feature maps that boxes are pooled from."""
-        features = _in_float32(features, self.box_in_features)
+        features = in_float32(features, self.box_in_features)
         return [features[f] for f in self.box_in_features]
 
     def _predict_cls_head(
@@ -297,11 +297,11 @@ class DoubleHeadROIHeads(StandardROIHeads):
     def _forward_box(
         self, features: dict[str, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor] | list[Instances]:
+        if not self.training and not self.modes:
+            return self.detect(features, proposals)[0]
         predictions = self._predict_proposals(features, proposals)
         if not self.training:
-            if self.modes:
-                return self._inference_in_modes(predictions, proposals)
-            return self.inference(predictions, proposals)[0]
+            return self._inference_in_modes(predictions, proposals)
         losses = self.losses(predictions, proposals)
         # The mask and keypoint heads see the boxes that inference will give them.
         # Losses come first, because the proposals are changed in place.
@@ -317,13 +317,13 @@ class DoubleHeadROIHeads(StandardROIHeads):
         self, features: dict[str, Tensor], instances: list[Instances]
     ) -> dict[str, Tensor] | list[Instances]:
         used = self.mask_in_features if self.mask_on else []
-        return super()._forward_mask(_in_float32(features, used), instances)
+        return super()._forward_mask(in_float32(features, used), instances)
 
     def _forward_keypoint(
         self, features: dict[str, Tensor], instances: list[Instances]
     ) -> dict[str, Tensor] | list[Instances]:
         used = self.keypoint_in_features if self.keypoint_on else []
-        return super()._forward_keypoint(_in_float32(features, used), instances)
+        return super()._forward_keypoint(in_float32(features, used), instances)
 
     def losses(
         self, predictions: DoubleHeadPredictions, proposals: list[Instances]
@@ -369,6 +369,9 @@ class DoubleHeadROIHeads(StandardROIHeads):
             indices of its proposals that they come from.
         """
         fusion, source = score_fusion or self.score_fusion, box_source or self.box_source
+        assert predictions.shown is None or (fusion, source) == self.scoring, (
+            f"the regression head was shown what {self.scoring} asks for, not {(fusion, source)}"
+        )
         layers, head_predictions = self._box_source(predictions, source)
         boxes = layers.predict_boxes(head_predictions, proposals)
         image_sizes = [x.image_size for x in proposals]
@@ -377,11 +380,11 @@ class DoubleHeadROIHeads(StandardROIHeads):
         cls_probs = self.box_predictor.predict_probs(predictions.cls_head, proposals)
         reg_probs = self.reg_predictor.predict_probs(predictions.reg_head, proposals)
         scores = [fuse_scores(*probs, fusion) for probs in zip(cls_probs, reg_probs, strict=True)]
-        uses_reg_head = (fusion, source) != ("cls_head", "cls_head")
-        if predictions.shown is not None and uses_reg_head:
-            # Nobody knows what the regression head would have said of the others.
+        if predictions.shown is not None and (fusion, source) != ("cls_head", "cls_head"):
+            # Nobody knows what the regression head would have said of the others. What is not
+            # finite is left out, whatever the threshold.
             scores = [
-                s.masked_fill(~mask[:, None], 0.0)
+                s.masked_fill(~mask[:, None], float("-inf"))
                 for s, mask in zip(scores, predictions.shown, strict=True)
             ]
         detections, kept = fast_rcnn_inference(
@@ -453,12 +456,3 @@ def _put_rows(values: Tensor, mask: Tensor) -> Tensor:
     """A row for each element of the mask: those of `values` where it is true, else zeros."""
     rows = mask.nonzero().squeeze(1)
     return values.new_zeros(mask.shape[0], values.shape[1]).index_copy(0, rows, values)
-
-
-def _in_float32(features: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """The named feature maps as poolers need them.
-
-    RoIAlign casts boxes to the type of the features: in half precision coordinates would be up to
-    0.5 px off, in bfloat16 up to 3 px.
-    """
-    return {name: features[name].float() for name in names}

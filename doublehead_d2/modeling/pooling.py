@@ -1,4 +1,4 @@
-"""RoIAlign on all cores of a CPU."""
+"""RoI features in float32, and RoIAlign on all cores of a CPU."""
 
 import math
 from queue import Empty, SimpleQueue
@@ -81,3 +81,12 @@ def pool_in_parallel(pooler: ROIPooler) -> None:
             pooler.level_poolers[level] = ParallelROIAlign(
                 align.output_size, align.spatial_scale, align.sampling_ratio, align.aligned
             )
+
+
+def in_float32(features: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The named feature maps as poolers need them.
+
+    RoIAlign casts boxes to the type of the features: in half precision coordinates would be up to
+    0.5 px off, in bfloat16 up to 3 px.
+    """
+    return {name: features[name].float() for name in names}

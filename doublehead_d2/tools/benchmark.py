@@ -77,8 +77,6 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit code."""
     args = argument_parser().parse_args(argv)
-    # Printed by torch's profiler, of no use here
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     try:
         _check(args)
         device = find_device(args.device)

@@ -16,9 +16,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert a file and say what to use it with; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m doublehead_d2.tools.convert_checkpoint",
-        description="Converts a Double-Head R-CNN checkpoint of mmdetection or of the authors' "
-        "code to detectron2's keys. Configs that fit are below configs/Imported; with their names "
-        "(MODEL.WEIGHTS doublehead://...) none of this is needed.",
+        description=f"Converts to detectron2's keys a checkpoint of {_known()}. Configs that fit "
+        "are below configs/Imported; with their names (MODEL.WEIGHTS doublehead://...) none of "
+        "this is needed.",
     )
     parser.add_argument("input", metavar="IN", help="the original file (.pth)")
     parser.add_argument("output", metavar="OUT", help="the file to write (.pth)")
@@ -44,9 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _known() -> str:
+    return " or ".join(f"{source.model} of {source.title}" for source in SOURCES.values())
+
+
 def _use(record: dict[str, Any]) -> str:
     """What to use a converted file with."""
     fitting = list(SOURCES[record["source"]].published.values())
+    if not fitting:
+        return "Converted; no config of the zoo is made for it."
     config = next((p.config for p in fitting if p.depth == record["depth"]), None)
     changes = ""
     if config is None:

@@ -1,6 +1,7 @@
 """What several tools have in common: options, the machine on record, a user's mistakes."""
 
 import argparse
+import os
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ def conditions(device: str, args: argparse.Namespace) -> dict[str, Any]:
         device: as MODEL.DEVICE.
         args: with the option of :func:`add_release_memory`.
     """
+    # What torch's profiler prints is of no use here.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     found: dict[str, Any] = {**machine(device), "threads": torch.get_num_threads()}
     if device == "cpu":
         found["keeps_freed_memory"] = not args.release_memory and keep_freed_memory()

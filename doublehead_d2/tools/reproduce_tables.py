@@ -18,6 +18,7 @@ from typing import Any
 
 from doublehead_d2.analysis import paper_tables
 from doublehead_d2.analysis.study import BACKBONE, RESULT_FILE, run, study_config
+from doublehead_d2.config import check_config
 from doublehead_d2.data import check_datasets, write_shapes
 from doublehead_d2.data.shapes.builtin import shapes_root
 from doublehead_d2.files import write_json
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.jobs < 1 or min(args.seeds) < 0:
         parser.error("--jobs must be 1 or more, --seeds 0 or more")
     try:
-        study_config(BACKBONE, 0, output, args.opts)  # bad options fail here, not in every run
+        # Bad options fail here, not in every run.
+        check_config(study_config(BACKBONE, 0, output, args.opts))
         _keep_settings(output, args.opts)
         try:
             check_datasets(("shapes_hard_train", "shapes_hard_val"))

@@ -43,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="output/score_floor", help="(output/score_floor)")
     add_opts(parser)
     args = parser.parse_args(argv)
-    # Printed by torch's profiler, of no use here
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     try:
         cfg = model_zoo.get_config(args.config_file)
         cfg.merge_from_list([*args.opts, "OUTPUT_DIR", args.output])
