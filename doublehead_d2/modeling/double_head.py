@@ -4,25 +4,17 @@ Shape legend: N images; R RoIs of all images, Ri of image i; K foreground classe
 Boxes are XYXY in absolute coordinates of the (padded) network input.
 """
 
-from collections import Counter
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import NaiveSyncBatchNorm, ShapeSpec
-from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import StandardROIHeads
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from doublehead_d2.checkpoint.sources.recognise import refuse_foreign_keys
 from doublehead_d2.config import check_doublehead_config
-from doublehead_d2.modeling.legacy import clip_to_pixels
 from doublehead_d2.modeling.output_layers import (
     DoubleHeadPredictions,
     HeadOutputLayers,
@@ -32,75 +24,45 @@ from doublehead_d2.modeling.output_layers import (
     fuse_scores,
     scoped_losses,
 )
-from doublehead_d2.modeling.parts import Part, standard_parts
-from doublehead_d2.modeling.pooling import in_float32, pool_in_parallel
 from doublehead_d2.modeling.roi_boxes import EnlargedBoxes
-
-# What the classification head says to N masks of Ri, or to None for all
-ChooseRoIs = Callable[[HeadPredictions], list[Tensor] | None]
+from doublehead_d2.modeling.separate_heads import ChooseRoIs, SeparateROIHeads, put_rows
 
 
 @ROI_HEADS_REGISTRY.register()
-class DoubleHeadROIHeads(StandardROIHeads):
-    """Two box heads on the same RoIs: one focused on classification, one on regression.
-
-    `box_head` and `box_predictor` belong to the classification head, so that the weights of a stock
-    Faster R-CNN fill it; `reg_head` and `reg_predictor` to the regression head. Mask and keypoint
-    heads are those of `StandardROIHeads`.
-    """
+class DoubleHeadROIHeads(SeparateROIHeads[DoubleHeadPredictions]):
+    """Two box heads on the same RoIs: one focused on classification, one on regression."""
 
     @configurable
     def __init__(
         self,
         *,
-        box_predictor: HeadOutputLayers,
-        reg_head: nn.Module,
-        reg_predictor: HeadOutputLayers,
         cls_roi_scale: float = 1.0,
         reg_roi_scale: float = 1.3,
         score_fusion: str = "cls_head",
         box_source: str = "reg_head",
-        legacy_boxes: bool = False,
-        lazy_reg_head: bool = True,
         score_floor: float = 0.0,
         train_reg_head_on: str = "all",
         **kwargs: Any,
     ) -> None:
         """
         Args:
-            box_predictor: output layers of the classification head. Test thresholds are read here.
-            reg_head: the head focused on regression, RoI features to feature vectors.
-            reg_predictor: output layers of the regression head.
             cls_roi_scale: enlargement of the RoIs that the classification head pools.
             reg_roi_scale: enlargement of the RoIs that the regression head pools.
             score_fusion: where class scores come from, one of `config.SCORE_FUSIONS`.
             box_source: where boxes come from, one of `config.BOX_SOURCES`.
-            legacy_boxes: pool and clip as the authors' code does.
-            lazy_reg_head: in inference, run the regression head on no RoI that cannot be detected.
             score_floor: in inference with fused scores, leave out RoIs whose probabilities by the
                 classification head are all below.
             train_reg_head_on: sampled RoIs that the regression head is shown in training, one of
                 `config.TRAIN_REG_HEAD_ON`.
-            kwargs: as `StandardROIHeads`; `box_head` is the head focused on classification.
+            kwargs: as `SeparateROIHeads`; `legacy_boxes` pools as the authors' code does, too.
         """
-        super().__init__(box_predictor=box_predictor, **kwargs)
-        for module in self.modules():
-            if isinstance(module, ROIPooler):
-                pool_in_parallel(module)
-        self.reg_head = reg_head
-        self.reg_predictor = reg_predictor
+        super().__init__(**kwargs)
         self.cls_roi_scale = cls_roi_scale
         self.reg_roi_scale = reg_roi_scale
         self.score_fusion = score_fusion
         self.box_source = box_source
-        self.legacy_boxes = legacy_boxes
-        self.lazy_reg_head = lazy_reg_head
         self.score_floor = score_floor
         self.train_reg_head_on = train_reg_head_on
-        # Ways to score the model, set by `score_modes` for an evaluation: name to
-        # (score fusion, box source). Detections then carry the index of their mode.
-        self.modes: dict[str, tuple[str, str]] = {}
-        self.rois_shown: Counter[str] = Counter(box_head=0, reg_head=0)  # see modeling.parts
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -121,62 +83,22 @@ class DoubleHeadROIHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         ret = super()._init_box_head(cfg, input_shape)
-        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        channels = input_shape[ret["box_in_features"][0]].channels
-        pooled_shape = ShapeSpec(channels=channels, height=resolution, width=resolution)
-        reg_head_type = ROI_BOX_HEAD_REGISTRY.get(cfg.MODEL.ROI_DOUBLE_HEAD.REG_HEAD.NAME)
-        reg_head = reg_head_type(cfg, pooled_shape)
+        name = cfg.MODEL.ROI_DOUBLE_HEAD.REG_HEAD.NAME
+        reg_head = cls.build_reg_head(cfg, name, input_shape, ret)
         ret["box_predictor"] = build_cls_output_layers(cfg, ret["box_head"].output_shape)
         ret["reg_head"] = reg_head
         ret["reg_predictor"] = build_reg_output_layers(cfg, reg_head.output_shape)
         return ret
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], *args: Any) -> None:
-        """Load, but refuse the weights of other code bases, of which no key would fit.
-
-        A module is given the keys below its own name alone; those that the detector above it did
-        not know are in `unexpected_keys` by now.
-        """
-        *_, unexpected_keys, _ = args
-        refuse_foreign_keys([*state_dict, *unexpected_keys])
-        super()._load_from_state_dict(state_dict, *args)
-
     def predict(
         self, features: dict[str, Tensor], boxes: list[Boxes], choose: ChooseRoIs | None = None
     ) -> DoubleHeadPredictions:
-        """Run both heads on the given boxes.
-
-        Args:
-            features: the backbone's feature maps by name, each N x C x H x W.
-            boxes: N elements, Ri boxes each.
-            choose: given what the classification head says, which boxes the regression head is
-                shown, as :meth:`shown_to_reg_head`; by default all.
-
-        Returns:
-            predictions of both heads for the R boxes, image after image.
-        """
+        """Run both heads on the given boxes, as :meth:`SeparateROIHeads.predict`."""
         maps = self._box_maps(features)
         cls_head, pooled = self._predict_cls_head(maps, boxes)
         shown = choose(cls_head) if choose is not None else None
         reg_head = self._predict_reg_head(maps, boxes, pooled, shown)
         return DoubleHeadPredictions(cls_head, reg_head, shown)
-
-    def detect(
-        self, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> tuple[list[Instances], list[Tensor]]:
-        """In evaluation, the detections of :meth:`predict` and :meth:`inference`, at less cost.
-
-        The regression head, by far the dearer one, is shown only the RoIs that can be detected, as
-        :meth:`shown_to_reg_head` says.
-
-        Args:
-            features: the backbone's feature maps by name, each N x C x H x W.
-            proposals: N elements with `proposal_boxes`.
-
-        Returns:
-            as :meth:`inference`.
-        """
-        return self.inference(self._predict_proposals(features, proposals), proposals)
 
     def shown_to_reg_head(
         self, proposals: list[Instances], cls_head: HeadPredictions
@@ -203,19 +125,12 @@ class DoubleHeadROIHeads(StandardROIHeads):
         lazy = self.lazy_reg_head and self.score_fusion == "cls_head"
         if self.modes or not (lazy or self.score_floor > 0):
             return None
-        probs = self.box_predictor.predict_probs(cls_head, proposals)
-        best = [p[:, :-1].amax(dim=1) for p in probs]
+        best = self._best_scores(cls_head, proposals)
         if not lazy:
             return [b >= self.score_floor for b in best]
         if self.box_source == "cls_head":
             return [torch.zeros_like(b, dtype=torch.bool) for b in best]
         return [b > self.box_predictor.test_score_thresh for b in best]
-
-    def parts(self) -> list[Part]:
-        """Those of `StandardROIHeads`, and "reg_head" after "box_head"."""
-        box, *others = standard_parts(self)
-        layers: list[Any] = [self.reg_head, self.reg_predictor]
-        return [box, box._replace(name="reg_head", modules=layers, layers=layers), *others]
 
     def cls_logits(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """R x (K+1) class scores, logits, by the classification head alone.
@@ -224,106 +139,6 @@ class DoubleHeadROIHeads(StandardROIHeads):
             features, boxes: as :meth:`predict`.
         """
         return self._predict_cls_head(self._box_maps(features), boxes)[0].scores
-
-    def _foreground(self, proposals: list[Instances]) -> list[Tensor]:
-        """Masks of the sampled RoIs that a regression head which only localises learns from."""
-        masks = select_foreground_proposals(proposals, self.num_classes)[1]
-        # A synchronised batch norm waits for all processes and takes no empty batch, and precise
-        # batch norm (TEST.PRECISE_BN), which wants no gradient, divides by the batch's size. The
-        # RoI that stands in, of the first image that has any, has no loss.
-        synchronised = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
-        waits = any(isinstance(module, synchronised) for module in self.reg_head.modules())
-        if (waits or not torch.is_grad_enabled()) and not torch.cat(masks).any():
-            for mask in masks:
-                if len(mask):
-                    mask[0] = True
-                    break
-        return masks
-
-    def _predict_proposals(
-        self, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> DoubleHeadPredictions:
-        """Predictions for proposals, of the regression head for those that it is shown."""
-        boxes = [x.proposal_boxes for x in proposals]
-        return self.predict(features, boxes, partial(self.shown_to_reg_head, proposals))
-
-    def _box_maps(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """The feature maps that boxes are pooled from."""
-        features = in_float32(features, self.box_in_features)
-        return [features[f] for f in self.box_in_features]
-
-    def _predict_cls_head(
-        self, maps: list[Tensor], boxes: list[Boxes]
-    ) -> tuple[HeadPredictions, Tensor]:
-        """Predictions of the classification head, and the RoI features that it saw."""
-        pooled = self._pool(maps, boxes, self.cls_roi_scale)
-        self._count("box_head", pooled)
-        return self.box_predictor(self.box_head(pooled)), pooled
-
-    def _predict_reg_head(
-        self,
-        maps: list[Tensor],
-        boxes: list[Boxes],
-        cls_pooled: Tensor,
-        shown: list[Tensor] | None,
-    ) -> HeadPredictions:
-        """Predictions of the regression head, zeros for boxes that it is not shown.
-
-        From the classification head's RoI features if the scales agree.
-        """
-        mask = None if shown is None else torch.cat(shown)
-        if self.reg_roi_scale == self.cls_roi_scale:
-            pooled = cls_pooled if mask is None else cls_pooled[mask]
-        else:
-            if shown is not None:
-                boxes = [x[m] for x, m in zip(boxes, shown, strict=True)]
-            pooled = self._pool(maps, boxes, self.reg_roi_scale)
-        self._count("reg_head", pooled)
-        predictions = self.reg_predictor(self.reg_head(pooled))
-        if mask is None:
-            return predictions
-        return HeadPredictions(*(_put_rows(x, mask) for x in predictions))
-
-    def _count(self, part: str, pooled: Tensor) -> None:
-        if not torch.jit.is_tracing():  # sizes are tensors there
-            self.rois_shown[part] += pooled.shape[0]
-
-    def _pool(self, maps: list[Tensor], boxes: list[Boxes], scale: float) -> Tensor:
-        """RoI features R x C x H x W of boxes enlarged by `scale`."""
-        if scale != 1.0 or self.legacy_boxes:
-            boxes = [EnlargedBoxes(x, scale, legacy=self.legacy_boxes) for x in boxes]
-        return self.box_pooler(maps, boxes)
-
-    def _forward_box(
-        self, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> dict[str, Tensor] | list[Instances]:
-        if not self.training and not self.modes:
-            return self.detect(features, proposals)[0]
-        predictions = self._predict_proposals(features, proposals)
-        if not self.training:
-            return self._inference_in_modes(predictions, proposals)
-        losses = self.losses(predictions, proposals)
-        # The mask and keypoint heads see the boxes that inference will give them.
-        # Losses come first, because the proposals are changed in place.
-        if self.train_on_pred_boxes:
-            layers, head_predictions = self._box_source(predictions, self.box_source)
-            with torch.no_grad():
-                pred_boxes = layers.predict_boxes_for_gt_classes(head_predictions, proposals)
-            for proposals_per_image, boxes_per_image in zip(proposals, pred_boxes, strict=True):
-                proposals_per_image.proposal_boxes = Boxes(boxes_per_image)
-        return losses
-
-    def _forward_mask(
-        self, features: dict[str, Tensor], instances: list[Instances]
-    ) -> dict[str, Tensor] | list[Instances]:
-        used = self.mask_in_features if self.mask_on else []
-        return super()._forward_mask(in_float32(features, used), instances)
-
-    def _forward_keypoint(
-        self, features: dict[str, Tensor], instances: list[Instances]
-    ) -> dict[str, Tensor] | list[Instances]:
-        used = self.keypoint_in_features if self.keypoint_on else []
-        return super()._forward_keypoint(in_float32(features, used), instances)
 
     def losses(
         self, predictions: DoubleHeadPredictions, proposals: list[Instances]
@@ -372,11 +187,8 @@ class DoubleHeadROIHeads(StandardROIHeads):
         assert predictions.shown is None or (fusion, source) == self.scoring, (
             f"the regression head was shown what {self.scoring} asks for, not {(fusion, source)}"
         )
-        layers, head_predictions = self._box_source(predictions, source)
+        layers, head_predictions = self.box_source_of(predictions, source)
         boxes = layers.predict_boxes(head_predictions, proposals)
-        image_sizes = [x.image_size for x in proposals]
-        if self.legacy_boxes:
-            boxes = [clip_to_pixels(b, s) for b, s in zip(boxes, image_sizes, strict=True)]
         cls_probs = self.box_predictor.predict_probs(predictions.cls_head, proposals)
         reg_probs = self.reg_predictor.predict_probs(predictions.reg_head, proposals)
         scores = [fuse_scores(*probs, fusion) for probs in zip(cls_probs, reg_probs, strict=True)]
@@ -387,19 +199,20 @@ class DoubleHeadROIHeads(StandardROIHeads):
                 s.masked_fill(~mask[:, None], float("-inf"))
                 for s, mask in zip(scores, predictions.shown, strict=True)
             ]
-        detections, kept = fast_rcnn_inference(
-            boxes,
-            scores,
-            image_sizes,
-            self.box_predictor.test_score_thresh,
-            self.box_predictor.test_nms_thresh,
-            self.box_predictor.test_topk_per_image,
-        )
-        # It counts the rows that are left when it has left out those that are not finite.
-        finite = [
-            torch.cat(x, dim=1).isfinite().all(dim=1) for x in zip(boxes, scores, strict=True)
-        ]
-        return detections, [f.nonzero().squeeze(1)[k] for f, k in zip(finite, kept, strict=True)]
+        return self._detections(boxes, scores, proposals)
+
+    def box_source_of(
+        self, predictions: DoubleHeadPredictions, box_source: str | None = None
+    ) -> tuple[HeadOutputLayers, HeadPredictions]:
+        """Output layers and predictions of the head whose boxes are used.
+
+        Args:
+            predictions: of :meth:`predict`.
+            box_source: instead of the configured one, one of `config.BOX_SOURCES`.
+        """
+        if (box_source or self.box_source) == "cls_head":
+            return self.box_predictor, predictions.cls_head
+        return self.reg_predictor, predictions.reg_head
 
     @property
     def scoring(self) -> tuple[str, str]:
@@ -425,34 +238,55 @@ class DoubleHeadROIHeads(StandardROIHeads):
                 modes["fused"] = ("complementary" if single else self.score_fusion, "reg_head")
         return modes
 
-    def _inference_in_modes(
-        self, predictions: DoubleHeadPredictions, proposals: list[Instances]
-    ) -> list[Instances]:
-        """Detections of all `modes` together, their field `modes` the index of the mode.
+    def _foreground(self, proposals: list[Instances]) -> list[Tensor]:
+        """Masks of the sampled RoIs that a regression head which only localises learns from."""
+        masks = select_foreground_proposals(proposals, self.num_classes)[1]
+        # A synchronised batch norm waits for all processes and takes no empty batch, and precise
+        # batch norm (TEST.PRECISE_BN), which wants no gradient, divides by the batch's size. The
+        # RoI that stands in, of the first image that has any, has no loss.
+        synchronised = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+        waits = any(isinstance(module, synchronised) for module in self.reg_head.modules())
+        if (waits or not torch.is_grad_enabled()) and not torch.cat(masks).any():
+            for mask in masks:
+                if len(mask):
+                    mask[0] = True
+                    break
+        return masks
 
-        One `Instances` an image passes through the mask head and detectron2's post-processing like
-        any other, so that the network runs once however many modes there are.
+    def _predict_cls_head(
+        self, maps: list[Tensor], boxes: list[Boxes]
+    ) -> tuple[HeadPredictions, Tensor]:
+        """Predictions of the classification head, and the RoI features that it saw."""
+        pooled = self._pool(maps, boxes, self.cls_roi_scale)
+        self._count("box_head", pooled)
+        return self.box_predictor(self.box_head(pooled)), pooled
+
+    def _predict_reg_head(
+        self,
+        maps: list[Tensor],
+        boxes: list[Boxes],
+        cls_pooled: Tensor,
+        shown: list[Tensor] | None,
+    ) -> HeadPredictions:
+        """Predictions of the regression head, zeros for boxes that it is not shown.
+
+        From the classification head's RoI features if the scales agree.
         """
-        by_mode = []
-        for index, (score_fusion, box_source) in enumerate(self.modes.values()):
-            detections, _ = self.inference(predictions, proposals, score_fusion, box_source)
-            for detections_per_image in detections:
-                detections_per_image.modes = torch.full_like(
-                    detections_per_image.pred_classes, index
-                )
-            by_mode.append(detections)
-        return [Instances.cat(list(modes)) for modes in zip(*by_mode, strict=True)]
+        mask = None if shown is None else torch.cat(shown)
+        if self.reg_roi_scale == self.cls_roi_scale:
+            pooled = cls_pooled if mask is None else cls_pooled[mask]
+        else:
+            if shown is not None:
+                boxes = [x[m] for x, m in zip(boxes, shown, strict=True)]
+            pooled = self._pool(maps, boxes, self.reg_roi_scale)
+        self._count("reg_head", pooled)
+        predictions = self.reg_predictor(self.reg_head(pooled))
+        if mask is None:
+            return predictions
+        return HeadPredictions(*(put_rows(x, mask) for x in predictions))
 
-    def _box_source(
-        self, predictions: DoubleHeadPredictions, box_source: str
-    ) -> tuple[HeadOutputLayers, HeadPredictions]:
-        """Output layers and predictions of the head whose boxes are used."""
-        if box_source == "cls_head":
-            return self.box_predictor, predictions.cls_head
-        return self.reg_predictor, predictions.reg_head
-
-
-def _put_rows(values: Tensor, mask: Tensor) -> Tensor:
-    """A row for each element of the mask: those of `values` where it is true, else zeros."""
-    rows = mask.nonzero().squeeze(1)
-    return values.new_zeros(mask.shape[0], values.shape[1]).index_copy(0, rows, values)
+    def _pool(self, maps: list[Tensor], boxes: list[Boxes], scale: float) -> Tensor:
+        """RoI features R x C x H x W of boxes enlarged by `scale`."""
+        if scale != 1.0 or self.legacy_boxes:
+            boxes = [EnlargedBoxes(x, scale, legacy=self.legacy_boxes) for x in boxes]
+        return self.box_pooler(maps, boxes)
