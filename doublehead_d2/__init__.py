@@ -14,11 +14,12 @@ if not running_doctor():
 
     from doublehead_d2 import data, inference, model_zoo
     from doublehead_d2.config import add_doublehead_config
-    from doublehead_d2.modeling import DoubleHeadConvHead, DoubleHeadROIHeads
+    from doublehead_d2.modeling import DoubleHeadConvHead, DoubleHeadROIHeads, TSDROIHeads
 
     __all__ = [
         "DoubleHeadConvHead",
         "DoubleHeadROIHeads",
+        "TSDROIHeads",
         "add_doublehead_config",
         "data",
         "inference",

@@ -17,6 +17,7 @@ from doublehead_d2.config.double_head import (
     check_doublehead_config,
 )
 from doublehead_d2.config.shared import check_deformable_convolution
+from doublehead_d2.config.tsd import check_tsd_config
 
 __all__ = [
     "BLOCKS",
@@ -30,6 +31,7 @@ __all__ = [
     "check_deformable_convolution",
     "check_doublehead_config",
     "check_model",
+    "check_tsd_config",
     "check_tta_config",
     "fall_back_to_cpu",
 ]

@@ -20,6 +20,14 @@ def check_positive(key: str, value: float) -> None:
         raise ValueError(f"{key} is {value}; allowed: a number above 0")
 
 
+def check_between(key: str, value: float, lowest: float, highest: float = float("inf")) -> None:
+    """Raise ValueError unless `value` is a finite number from `lowest` to `highest`."""
+    # `not <=` so that NaN is refused, too
+    if not lowest <= value <= highest or value == float("inf"):
+        allowed = f"{lowest} or more" if highest == float("inf") else f"{lowest} to {highest}"
+        raise ValueError(f"{key} is {value}; allowed: {allowed}")
+
+
 def check_deformable_convolution(cfg: CfgNode) -> None:
     """Refuse deformable convolution where it cannot run.
 

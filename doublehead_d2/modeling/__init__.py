@@ -3,10 +3,12 @@
 from doublehead_d2.modeling.box_head import DoubleHeadConvHead
 from doublehead_d2.modeling.double_head import DoubleHeadROIHeads
 from doublehead_d2.modeling.legacy import LegacyAnchorGenerator, LegacyRPN
+from doublehead_d2.modeling.tsd import TSDROIHeads
 
 __all__ = [
     "DoubleHeadConvHead",
     "DoubleHeadROIHeads",
     "LegacyAnchorGenerator",
     "LegacyRPN",
+    "TSDROIHeads",
 ]

@@ -84,7 +84,7 @@ class DoubleHeadROIHeads(SeparateROIHeads[DoubleHeadPredictions]):
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         ret = super()._init_box_head(cfg, input_shape)
         name = cfg.MODEL.ROI_DOUBLE_HEAD.REG_HEAD.NAME
-        reg_head = cls.build_reg_head(cfg, name, input_shape, ret)
+        reg_head = cls.build_reg_head(cfg, name, cls.pooled_shape(cfg, input_shape, ret))
         ret["box_predictor"] = build_cls_output_layers(cfg, ret["box_head"].output_shape)
         ret["reg_head"] = reg_head
         ret["reg_predictor"] = build_reg_output_layers(cfg, reg_head.output_shape)

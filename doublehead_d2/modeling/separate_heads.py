@@ -75,20 +75,23 @@ class SeparateROIHeads(StandardROIHeads, Generic[Predictions]):
         self.rois_shown: Counter[str] = Counter(box_head=0, reg_head=0)
 
     @staticmethod
-    def build_reg_head(
-        cfg: CfgNode, name: str, input_shape: dict[str, ShapeSpec], box_head: dict[str, Any]
-    ) -> nn.Module:
-        """The regression head, for RoI features of the classification head's size.
+    def pooled_shape(
+        cfg: CfgNode, input_shape: dict[str, ShapeSpec], box_head: dict[str, Any]
+    ) -> ShapeSpec:
+        """Channels, height and width of a RoI feature.
 
         Args:
-            cfg: the config that the head is built from.
-            name: of ROI_BOX_HEAD_REGISTRY.
+            cfg: a config.
             input_shape: the backbone's feature maps by name.
             box_head: what `StandardROIHeads._init_box_head` returns.
         """
         resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
         channels = input_shape[box_head["box_in_features"][0]].channels
-        pooled_shape = ShapeSpec(channels=channels, height=resolution, width=resolution)
+        return ShapeSpec(channels=channels, height=resolution, width=resolution)
+
+    @staticmethod
+    def build_reg_head(cfg: CfgNode, name: str, pooled_shape: ShapeSpec) -> nn.Module:
+        """The regression head, a name of ROI_BOX_HEAD_REGISTRY, for RoI features of that shape."""
         return ROI_BOX_HEAD_REGISTRY.get(name)(cfg, pooled_shape)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], *args: Any) -> None:
