@@ -86,7 +86,7 @@ def progressive_mean(values: Tensor, used: list[Tensor]) -> Tensor:
     """
     mask = torch.cat(used)
     without = sum((~x.any()).to(values.dtype) for x in used)
-    return values.where(mask, values.detach() * 0).sum() / (mask.sum() + without)
+    return values.where(mask, torch.zeros_like(values)).sum() / (mask.sum() + without)
 
 
 def matched_iou(boxes: Tensor, others: Tensor, least_union: float = 0.0) -> Tensor:
