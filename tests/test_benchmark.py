@@ -31,7 +31,7 @@ from doublehead_d2.benchmark.variants import (
     prepare,
     random_inputs,
 )
-from doublehead_d2.modeling import DoubleHeadROIHeads
+from doublehead_d2.modeling import DoubleHeadConvHead, DoubleHeadROIHeads, TSDROIHeads
 from doublehead_d2.plots import curves
 from doublehead_d2.tools import benchmark as tool
 from doublehead_d2.tools import options
@@ -57,6 +57,10 @@ SEEN = {
     "ext": 100,
     "ext_folded": 100,
     "ext_floor": 30,
+    "tsd": 30,
+    "tsd_all_rois": 100,
+    "tsd_samples_2": 30,
+    "double_head_tsd": 30,
 }
 
 
@@ -127,6 +131,14 @@ def test_variants_are_what_they_are_called() -> None:
     assert list(double_heads) == list(KINDS)
     for name, expected in KINDS.items():
         assert kinds(double_heads[name]) == expected, name
+    tsd = {name: x for name, x in heads.items() if isinstance(x, TSDROIHeads)}
+    assert {name: (x.lazy_reg_head, x.samples) for name, x in tsd.items()} == {
+        "tsd": (True, 4),
+        "tsd_all_rois": (False, 4),
+        "tsd_samples_2": (True, 2),
+        "double_head_tsd": (True, 4),
+    }
+    assert type(tsd["double_head_tsd"].reg_head) is DoubleHeadConvHead
 
 
 def test_plain_variants_detect_the_same() -> None:

@@ -38,6 +38,8 @@ _FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_paper_1x.yaml"
 _DOUBLE = "COCO-Detection/double_head_rcnn_R_50_FPN_paper_1x.yaml"
 _EXT = "COCO-Detection/double_head_ext_rcnn_R_50_FPN_paper_1x.yaml"
 _MMDET = "Imported/mmdet_double_head_rcnn_R_50_FPN_1x.yaml"
+_TSD = "COCO-Detection/tsd_rcnn_R_50_FPN_1x.yaml"
+_DOUBLE_HEAD_TSD = "COCO-Detection/double_head_tsd_rcnn_R_50_FPN_1x.yaml"
 _ALL_ROIS = (f"{_NODE}.LAZY_REG_HEAD", False)
 _FOREGROUND = (f"{_NODE}.TRAIN_REG_HEAD_ON", "foreground")
 _CHECKPOINTS = (f"{_NODE}.CONV_HEAD.USE_ACT_CHECKPOINT", True)
@@ -61,6 +63,10 @@ VARIANTS = {
     "double_head_checkpoints": Variant(_DOUBLE, _CHECKPOINTS, ("training",)),
     "double_head_both": Variant(_DOUBLE, _FOREGROUND + _CHECKPOINTS, ("training",)),
     "ext_checkpoints": Variant(_EXT, _CHECKPOINTS, ("training",)),
+    "tsd": Variant(_TSD, tasks=_BOTH),
+    "tsd_all_rois": Variant(_TSD, ("MODEL.ROI_TSD.LAZY_REG_HEAD", False)),
+    "tsd_samples_2": Variant(_TSD, ("MODEL.ROI_TSD.SAMPLES", 2), _BOTH),
+    "double_head_tsd": Variant(_DOUBLE_HEAD_TSD, tasks=_BOTH),
 }
 # The detectors that are in a trained Double-Head-Ext: its fc-head alone, its fc-head's scores with
 # its conv-head's boxes, and the whole
