@@ -4,13 +4,14 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from builders import narrow
-from doublehead_d2 import DoubleHeadROIHeads, model_zoo
+from doublehead_d2 import model_zoo
 from doublehead_d2.config import check_doublehead_config
 from doublehead_d2.inference import Predictor
 
@@ -50,10 +51,16 @@ def random_image(with_objects: bool = True) -> dict:
     return {"image": image, "instances": instances, "height": 256, "width": 320}
 
 
-def expected_losses(name: str) -> set[str]:
+def expected_losses(name: str, cfg: CfgNode) -> set[str]:
     losses = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
     if "_ext_" in name:
         losses |= {"loss_cls_unfocused", "loss_box_reg_unfocused"}
+    if cfg.MODEL.ROI_HEADS.NAME == "TSDROIHeads":
+        node = cfg.MODEL.ROI_TSD
+        if "no_sibling" not in name:
+            losses |= {"loss_cls_sibling", "loss_box_reg_sibling"}
+        losses |= {"loss_pc_cls"} if node.PC.CLS_WEIGHT else set()
+        losses |= {"loss_pc_loc"} if node.PC.LOC_WEIGHT else set()
     if "mask_rcnn" in name:
         losses.add("loss_mask")
     if "keypoint_rcnn" in name:
@@ -63,12 +70,11 @@ def expected_losses(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "dconv" not in name])
 def test_config_trains_a_step_and_detects(name: str) -> None:
-    model = build(name).train()
-    single_head = name.split("/")[1].startswith(("single_", "faster_rcnn"))
-    assert isinstance(model.roi_heads, DoubleHeadROIHeads) != single_head
+    model, cfg = build(name).train(), model_zoo.get_config(name)
+    assert type(model.roi_heads).__name__ == cfg.MODEL.ROI_HEADS.NAME
     with EventStorage():
         losses = model([random_image(), random_image(with_objects=False)])
-    assert set(losses) == expected_losses(name)
+    assert set(losses) == expected_losses(name, cfg)
     sum(losses.values()).backward()
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -123,7 +129,13 @@ def test_mask_and_keypoint_heads_train_beside_the_double_head(train_on_pred_boxe
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in CONFIGS if "COCO-Detection/double" in n and "dconv" not in n and "1x" in n],
+    [
+        n
+        for n in CONFIGS
+        if n.startswith(("COCO-Detection/double_head_rcnn", "COCO-Detection/double_head_ext"))
+        and "dconv" not in n
+        and "1x" in n
+    ],
 )
 def test_full_size_is_the_papers(name: str) -> None:
     cfg = model_zoo.get_config(name)
@@ -224,3 +236,34 @@ def test_baselines_differ_from_the_papers_model_in_the_heads_alone() -> None:
         assert baseline != ours
         ours.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
         assert baseline == ours
+
+
+@pytest.mark.parametrize("depth", [50, 101, 152])
+def test_recipe_of_the_authors_of_tsd(depth: int) -> None:
+    """32 images, lr 0.00125 each, 14 epochs of 3,665 iterations, a tenth of it at 9 and 12."""
+    name = f"COCO-Detection/tsd_rcnn_R_{depth}_FPN_paper.yaml"
+    expected = (32, 32, 0.04, (9 * 3665, 12 * 3665), 14 * 3665)
+    assert tuple(solver(name).values()) == expected
+    cfg = model_zoo.get_config(name)
+    assert depth == cfg.MODEL.RESNETS.DEPTH and cfg.INPUT.MIN_SIZE_TRAIN == (800,)
+    assert (cfg.MODEL.ROI_TSD.PC.CLS_MARGIN, cfg.MODEL.ROI_TSD.PC.LOC_MARGIN) == (0.3, 0.3)
+
+
+# Sibling head, M_cls, M_loc
+TSD_ROWS = {
+    "no_sibling": (0, 0, 0),
+    "no_pc": (1, 0, 0),
+    "pc_cls": (1, 1, 0),
+    "pc_loc": (1, 0, 1),
+    "pc": (1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("row", TSD_ROWS)
+def test_rows_of_tsds_ablation(row: str) -> None:
+    cfg = model_zoo.get_config(f"Ablations/tsd_{row}.yaml")
+    node = cfg.MODEL.ROI_TSD
+    found = (node.SIBLING_LOSS_WEIGHT, node.PC.CLS_WEIGHT, node.PC.LOC_WEIGHT)
+    assert found == TSD_ROWS[row]
+    assert (node.PC.CLS_MARGIN, node.PC.LOC_MARGIN) == (0.2, 0.2)
+    assert cfg.SOLVER.MAX_ITER == 180000 and cfg.SOLVER.IMS_PER_BATCH == 8
