@@ -2,6 +2,8 @@
 # PYTHON picks the interpreter (3.10 to 3.13) that .venv is made from.
 PYTHON ?= python3
 VENV ?= .venv
+# Processes that the tests run in: as many as cores.
+JOBS ?= auto
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -21,10 +23,10 @@ demo: install
 	$(BIN)/python -m doublehead_d2.tools.quickstart
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .

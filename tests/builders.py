@@ -41,6 +41,13 @@ def narrow(cfg: CfgNode, *, backbone: int, heads: int) -> None:
     cfg.MODEL.ROI_TSD.OFFSET_DIM = 256 // heads
 
 
+def model_of(cfg: CfgNode) -> str:
+    """What configs of one model have in common: all but weights, data, schedule and names."""
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS = ""
+    return "".join(node.dump() for node in (cfg.MODEL, cfg.INPUT, cfg.TEST))
+
+
 def small_cfg(*opts: object) -> CfgNode:
     """The Base config with heads of the reference arrays' size and 5 classes."""
     cfg = model_zoo.get_config("COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml")

@@ -1,6 +1,11 @@
-"""What the tests share: an own place for data sets, small shapes data, one trained model."""
+"""What the tests share: an own place for files, small shapes data, one trained model.
+
+All that a run writes, whatever its number of processes, lies in one folder, which is removed at
+its end; after a failure, what pytest keeps of the tests that failed stays.
+"""
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
@@ -13,16 +18,96 @@ import pytest
 from servers import Server
 
 # Processes that tests start import this file, too: they share the first one's place.
-INHERITED = "DOUBLEHEAD_D2_TEST_DATASETS"
-if INHERITED not in os.environ:
-    os.environ[INHERITED] = tempfile.mkdtemp(prefix="doublehead_d2_datasets_")
-    atexit.register(shutil.rmtree, os.environ[INHERITED], ignore_errors=True)
-DATASETS = Path(os.environ[INHERITED])
+INHERITED = "DOUBLEHEAD_D2_TEST_RUN"
+FIRST = INHERITED not in os.environ
+if FIRST:
+    os.environ[INHERITED] = tempfile.mkdtemp(prefix="doublehead_d2_tests_")
+RUN = Path(os.environ[INHERITED])
+os.environ["TMPDIR"] = tempfile.tempdir = str(RUN)
+DATASETS = RUN / "datasets"
 # detectron2 and this package read the place of data sets when they are imported.
 os.environ["DETECTRON2_DATASETS"] = str(DATASETS)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a process a core
 
 REPOSITORY = Path(__file__).parent.parent
 TINY_EXT = "Shapes-Detection/double_head_ext_rcnn_tiny.yaml"
+
+# Bytes that a run may have on disk at a time. It has some 450 MB; a run once filled a disk.
+DISK_BUDGET = 1_000_000_000
+
+
+class DiskWatch:
+    """The most bytes that the run's folder held, looked at every second."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def look(self) -> None:
+        """Add up what is there now; files vanish meanwhile."""
+        total = 0
+        for folder, _, names in os.walk(RUN):
+            for name in names:
+                try:
+                    total += os.lstat(os.path.join(folder, name)).st_size
+                except OSError:
+                    continue
+        self.most = max(self.most, total)
+
+    def end(self) -> None:
+        self._ended.set()
+        self.look()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1):
+            self.look()
+
+
+disk_watch = DiskWatch() if FIRST else None
+
+
+def _clean_up() -> None:
+    kept = list(RUN.glob("pytest-of-*/*/*"))
+    for path in RUN.iterdir():
+        if not (kept and path.name.startswith("pytest-of-")):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    if not kept:
+        shutil.rmtree(RUN, ignore_errors=True)
+
+
+if FIRST:
+    atexit.register(_clean_up)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if disk_watch is not None:
+        disk_watch.end()
+        if disk_watch.most > DISK_BUDGET:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if disk_watch is not None:
+        used = f"{disk_watch.most / 1e6:.0f} MB on disk at a time"
+        verdict = "over the" if disk_watch.most > DISK_BUDGET else "of a"
+        terminalreporter.write_line(f"{used}, {verdict} budget of {DISK_BUDGET / 1e6:.0f} MB")
+
+
+def once(folder: Path) -> Iterator[Path]:
+    """Give a folder that the first of all test processes fills; the others wait for it.
+
+    Yields an empty folder where it is to be filled, and nothing where it is there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder.with_suffix(".done")
+        if not done.exists():
+            yield folder
+            done.touch()
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +115,8 @@ def shapes() -> Path:
     """The built-in data sets under their own names, with few images."""
     from doublehead_d2.data import write_shapes
 
-    write_shapes(DATASETS / "shapes", num_train=240, num_val=40)
+    for folder in once(DATASETS / "shapes"):
+        write_shapes(folder, num_train=240, num_val=40)
     return DATASETS / "shapes"
 
 
@@ -46,12 +132,12 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(shapes: Path) -> Path:
     """Output folder of a short training of the demo's config, some 60 seconds on two cores."""
     from doublehead_d2.engine import argument_parser, main
 
-    output = tmp_path_factory.mktemp("trained")
     schedule = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "320", "SOLVER.WARMUP_ITERS", "30"]
-    command = ["--config-file", TINY_EXT, "OUTPUT_DIR", str(output), *schedule]
-    main(argument_parser().parse_args(command))
-    return output
+    for output in once(RUN / "trained"):
+        command = ["--config-file", TINY_EXT, "OUTPUT_DIR", str(output), *schedule]
+        main(argument_parser().parse_args(command))
+    return RUN / "trained"

@@ -20,8 +20,15 @@ FAST = [way for way in WAYS if way not in ("compiled", "float16")]
 
 @pytest.mark.parametrize("layout", conv_head.LAYOUTS)
 def test_ways_agree_up_to_rounding(layout: str) -> None:
-    results = time_ways(build_conv_head(layout), torch.randn(20, 256, 7, 7), FAST, repetitions=1)
-    assert list(results) == FAST and results[REFERENCE]["difference"] == 0
+    # Of half precision two RoIs, which take some CPUs as long as twenty of the others.
+    half_precision = [REFERENCE, "bfloat16"]
+    for ways, count in (([x for x in FAST if x != "bfloat16"], 20), (half_precision, 2)):
+        rois = torch.randn(count, 256, 7, 7)
+        check_ways(time_ways(build_conv_head(layout), rois, ways, repetitions=1), ways)
+
+
+def check_ways(results: dict, ways: list[str]) -> None:
+    assert list(results) == ways and results[REFERENCE]["difference"] == 0
     for way, result in results.items():
         half = way == "bfloat16"
         assert result["difference"] <= (0.05 if half else 1e-5), way
