@@ -3,8 +3,11 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
@@ -35,7 +38,10 @@ class _TensorsOnly(Checkpointer):
         return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        self._offered = {key.removeprefix("module.") for key in checkpoint["model"]}
+        offered = {key.removeprefix("module."): x for key, x in checkpoint["model"].items()}
+        self._offered = set(offered)
+        wanted = self.model.state_dict()
+        _check_finite(self._path, {key: x for key, x in offered.items() if key in wanted})
         return super()._load_model(checkpoint)
 
 
@@ -45,8 +51,8 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
     After loading, `missing_keys` are the model's tensors that the file did not have.
 
     Raises while loading:
-        ValueError: a file that would run code, is damaged, foreign and not convertible, or has
-            nothing for this model.
+        ValueError: a file that would run code, is damaged, foreign and not convertible, has
+            nothing for this model, or weights that are not finite.
     """
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -126,6 +132,22 @@ def _check_form(path: str, checkpoint: Any) -> None:
         raise ValueError(
             f"'{path}' is no checkpoint: its model is a {type(model).__name__}, allowed: a dict of "
             "tensors by name"
+        )
+
+
+def _check_finite(path: str, tensors: Mapping[str, Any]) -> None:
+    """Weights that are not finite would load, and the model then detect nothing."""
+    broken = []
+    for key, value in tensors.items():
+        if isinstance(value, (np.ndarray, torch.Tensor)):
+            tensor = torch.as_tensor(value)
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                broken.append(key)
+    if broken:
+        raise ValueError(
+            f"'{path}' holds weights that are not finite (NaN or infinite) in {len(broken)} of "
+            f"{len(tensors)} tensors: {', '.join(broken[:5])}{' ...' if len(broken) > 5 else ''}; "
+            "allowed: finite numbers, e.g. of a checkpoint from before the training diverged"
         )
 
 
