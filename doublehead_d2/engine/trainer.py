@@ -26,6 +26,7 @@ from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.checkpoint.reading import refuse_code_in_pickle
 from doublehead_d2.config import check_tta_config
 from doublehead_d2.config.checks import check_batch
+from doublehead_d2.data.naming_mapper import NamingMapper
 from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine.amp import AMPTrainer
 from doublehead_d2.engine.trained_config import TrainedConfigWriter
@@ -191,13 +192,14 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         """detectron2's loader of the training data, resizing as INPUT.RESIZE_RULE asks for."""
         _refuse_code_in_proposals(cfg, "TRAIN")
-        return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
+        mapper = NamingMapper(build_mapper(cfg, is_train=True))
+        return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
         """detectron2's loader of a test set, resizing as INPUT.RESIZE_RULE asks for."""
         _refuse_code_in_proposals(cfg, "TEST")
-        mapper = build_mapper(cfg, is_train=False)
+        mapper = NamingMapper(build_mapper(cfg, is_train=False))
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
