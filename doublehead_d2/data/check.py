@@ -34,31 +34,6 @@ def check_datasets(names: Sequence[str]) -> None:
                 raise FileNotFoundError(_missing(name, kind, path, metadata))
 
 
-def class_names(datasets: Sequence[str], num_classes: int) -> list[str]:
-    """Class names of the training data, which must be as many as the model has classes.
-
-    Args:
-        datasets: as `cfg.DATASETS.TRAIN`.
-        num_classes: as `cfg.MODEL.ROI_HEADS.NUM_CLASSES`.
-
-    Raises:
-        ValueError: there is no data set, or one has another number of classes.
-    """
-    if not datasets:
-        raise ValueError("DATASETS.TRAIN is empty; give at least one data set to train on")
-    for name in datasets:
-        if not MetadataCatalog.get(name).get("thing_classes"):
-            # Data sets registered from a COCO file learn their names when they are loaded.
-            DatasetCatalog.get(name)
-        found = list(MetadataCatalog.get(name).get("thing_classes", []))
-        if found and len(found) != num_classes:
-            raise ValueError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but data set '{name}' has "
-                f"{len(found)} classes: {', '.join(found)}"
-            )
-    return list(MetadataCatalog.get(datasets[0]).get("thing_classes", []))
-
-
 def _unknown(name: str) -> str:
     known = DatasetCatalog.list()
     similar = difflib.get_close_matches(name, known, n=5)

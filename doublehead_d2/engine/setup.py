@@ -1,6 +1,7 @@
 """From command line to config, with everything checked that would fail later."""
 
 import argparse
+import logging
 import os
 
 from detectron2.config import CfgNode
@@ -10,8 +11,12 @@ from detectron2.utils.logger import setup_logger
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.config import check_config, fall_back_to_cpu
-from doublehead_d2.data.check import check_datasets, class_names
+from doublehead_d2.data.check import check_datasets
+from doublehead_d2.data.classes import check_not_empty, class_names
+from doublehead_d2.engine.run_data import check_data
 from doublehead_d2.engine.schedule import scale_schedule
+
+logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -42,30 +47,41 @@ def setup(args: argparse.Namespace) -> CfgNode:
             "--eval-only would evaluate random weights: MODEL.WEIGHTS is empty; "
             "add `MODEL.WEIGHTS path/to/model_final.pth`"
         )
-    check_run(cfg, eval_only=args.eval_only)
+    notes = check_run(cfg, eval_only=args.eval_only, resume=args.resume)
 
     # From here on there is a folder of the job, and what is said is in its log.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="doublehead_d2")
+    for note in notes:
+        logger.warning("%s", note)
     cfg = complete_config(cfg, eval_only=args.eval_only)
     cfg.freeze()
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
     return cfg
 
 
-def check_run(cfg: CfgNode, *, eval_only: bool = False) -> None:
+def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> list[str]:
     """Refuse what a training or an evaluation would stumble over, before anything is built.
+
+    Every process may call it; none waits for another.
 
     Args:
         cfg: a config with the keys of this package.
         eval_only: it is an evaluation of DATASETS.TEST.
+        resume: it goes on from the last checkpoint in OUTPUT_DIR, if there is one.
+
+    Returns:
+        what is legitimate about the data and yet worth a word, a line each.
 
     Raises:
         ValueError, FileNotFoundError: names the key or data set and what is expected.
     """
     if eval_only and not cfg.DATASETS.TEST:
         raise ValueError("--eval-only has nothing to evaluate on: DATASETS.TEST is empty")
+    if not eval_only:
+        check_not_empty(cfg.DATASETS.TRAIN)
     check_datasets(cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
     check_config(cfg, eval_only=eval_only)
+    return check_data(cfg, eval_only=eval_only, resume=resume)
 
 
 def complete_config(cfg: CfgNode, *, eval_only: bool = False) -> CfgNode:

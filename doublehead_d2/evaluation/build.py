@@ -1,11 +1,15 @@
 """Choose the evaluator that the metadata of a data set asks for."""
 
+import logging
 import os
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
+
+from doublehead_d2.data.coco_gaps import fill_gaps
 
 EVALUATOR_TYPES = ("coco", "pascal_voc")
 
@@ -25,7 +29,11 @@ def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
         return PascalVOCDetectionEvaluator(dataset_name)
     if evaluator_type == "coco":
         _drop_converted_annotations(dataset_name, output_folder)
-        return COCOEvaluator(dataset_name, output_dir=output_folder)
+        evaluator = COCOEvaluator(dataset_name, output_dir=output_folder)
+        if filled := fill_gaps(evaluator._coco_api):
+            # There may be many evaluations of a data set.
+            log_first_n(logging.WARNING, f"Data set '{dataset_name}': {filled}.", key="message")
+        return evaluator
     raise ValueError(
         f"data set '{dataset_name}' has evaluator_type {evaluator_type!r}; "
         f"allowed: {', '.join(map(repr, EVALUATOR_TYPES))}. Set it with "

@@ -1,0 +1,58 @@
+"""What is in a data set, and whether a run can use all of it."""
+
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from doublehead_d2.data.coco_file import inspect_coco_file
+from doublehead_d2.data.findings import Contents, Faults, Use
+from doublehead_d2.data.image_files import inspect_images
+from doublehead_d2.data.records import inspect_records
+from doublehead_d2.data.voc_files import inspect_voc_files
+
+LOADERS = {
+    "detectron2.data.datasets.coco": inspect_coco_file,
+    "detectron2.data.datasets.pascal_voc": inspect_voc_files,
+}
+
+
+def inspect_dataset(name: str, use: Use) -> Contents:
+    """Look at the annotations of a data set, and at the headers of its images.
+
+    Annotations are read once, all of them; headers of up to `image_files.MOST` images.
+
+    Args:
+        name: of a registered data set whose files are there.
+        use: what a run does with it.
+
+    Returns:
+        its contents; the notes name the data set.
+
+    Raises:
+        ValueError: says what the run would stumble over, or what would give wrong numbers: the
+            file, the record, its value and what is allowed.
+    """
+    metadata = MetadataCatalog.get(name)
+    where = f"Data set '{name}'" + _place(metadata)
+    loader = getattr(DatasetCatalog[name], "__module__", "")
+    if loader in LOADERS:
+        contents = LOADERS[loader](where, metadata, use)
+    elif loader.startswith("detectron2."):  # data sets of others, which take minutes to load
+        contents = Contents(list(metadata.get("thing_classes", [])), objects=None)
+    else:
+        # Who else loads COCO's or VOC's layout may read more, or less, than detectron2 does.
+        contents = inspect_records(where, name, use)
+    faults = Faults(where)
+    if use.evaluation in ("coco", "pascal_voc") and contents.objects == 0:
+        faults.add(
+            "it has no object to score detections against, and AP would be nan; allowed: one "
+            "object or more that is neither crowd nor difficult"
+        )
+    faults.refuse()
+    contents.notes += inspect_images(contents.images, faults)
+    faults.refuse()
+    contents.notes = [f"{where}: {note}." for note in contents.notes]
+    return contents
+
+
+def _place(metadata: Metadata) -> str:
+    place = metadata.get("json_file") or metadata.get("dirname")
+    return f" ({place})" if place else ""

@@ -1,0 +1,123 @@
+"""The data sets of a run: what is in them, and the order of their classes."""
+
+import os
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from doublehead_d2.data.classes import Named, check_number, compare_classes
+from doublehead_d2.data.contents import inspect_dataset
+from doublehead_d2.data.findings import Contents, Use
+
+
+def check_data(cfg: CfgNode, *, eval_only: bool, resume: bool) -> list[str]:
+    """Look at all data sets of a run once.
+
+    Args:
+        cfg: a config whose data sets are there.
+        eval_only: only DATASETS.TEST are used.
+        resume: the run goes on from the last checkpoint in OUTPUT_DIR, if there is one.
+
+    Returns:
+        what is legitimate and yet worth a word, a line each.
+
+    Raises:
+        ValueError: names the data set, the record, its value and what is allowed.
+    """
+    train = [] if eval_only else list(cfg.DATASETS.TRAIN)
+    test = list(cfg.DATASETS.TEST)
+    contents = {
+        name: inspect_dataset(name, _use(cfg, name, name in train, name in test))
+        for name in dict.fromkeys(train + test)
+    }
+    notes = [note for found in contents.values() for note in found.notes]
+    if train:
+        notes += _check_objects(cfg, [contents[name] for name in train])
+    notes += _check_classes(cfg, contents, train, _carried(cfg, eval_only, resume))
+    for name, found in contents.items():
+        # As detectron2 does on loading: now who asks need not load them.
+        if found.classes and not MetadataCatalog.get(name).get("thing_classes"):
+            MetadataCatalog.get(name).thing_classes = found.classes
+    return notes
+
+
+def _use(cfg: CfgNode, name: str, training: bool, evaluation: bool) -> Use:
+    return Use(
+        training=training,
+        evaluation=str(MetadataCatalog.get(name).get("evaluator_type")) if evaluation else "",
+        mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "",
+        keypoints=cfg.MODEL.KEYPOINT_ON,
+        skips_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+    )
+
+
+def _check_objects(cfg: CfgNode, contents: list[Contents]) -> list[str]:
+    """Something to train on; one data set of several may be of images without objects."""
+    if any(found.objects != 0 for found in contents):
+        return []
+    problem = f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no object (crowds do not count)"
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        raise ValueError(
+            f"{problem}, and DATALOADER.FILTER_EMPTY_ANNOTATIONS True leaves no image to train on; "
+            "allowed: one object or more"
+        )
+    return [f"{problem}: the model learns to detect nothing."]
+
+
+def _check_classes(
+    cfg: CfgNode, contents: dict[str, Contents], train: list[str], carried: list[Named]
+) -> list[str]:
+    """Compare the classes of all data sets with the model's, by index."""
+    notes: list[str] = []
+    reference = list(carried)
+    for name, found in contents.items():
+        if name in train or cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+            check_number(name, found.classes, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        if not found.classes:
+            continue
+        named = Named(f"DATASETS.{'TRAIN' if name in train else 'TEST'} '{name}'", found.classes)
+        differences = [note for other in reference if (note := compare_classes(named, other))]
+        if differences and name in train and name != train[0]:
+            # detectron2 mixes no data sets of other names, and would not say which they are.
+            raise ValueError(f"{differences[-1]} Allowed in DATASETS.TRAIN: the same names.")
+        notes += differences
+        if name in train and len(reference) == len(carried):
+            reference.append(named)
+    return notes
+
+
+def _carried(cfg: CfgNode, eval_only: bool, resume: bool) -> list[Named]:
+    """The classes that the weights were trained for, as far as they say it.
+
+    A training from weights learns its classes anew, unless it goes on with what it had begun.
+    """
+    output, weights = cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS
+    found = []
+    if eval_only and cfg.DATASETS.CLASS_NAMES:
+        found.append(Named("DATASETS.CLASS_NAMES", list(cfg.DATASETS.CLASS_NAMES)))
+    if resume and PathManager.isfile(os.path.join(output, "last_checkpoint")):
+        folder = output
+    elif eval_only and os.path.isfile(weights):
+        folder = os.path.dirname(weights)
+    else:
+        return found
+    path = os.path.join(folder, "config.yaml")
+    names = _class_names_in(path)
+    if names and names not in [named.names for named in found]:
+        found.append(Named(f"the model's own config ('{path}')", names))
+    return found
+
+
+def _class_names_in(path: str) -> list[str]:
+    """DATASETS.CLASS_NAMES of a config that training left; none where it says none."""
+    if not PathManager.isfile(path):
+        return []
+    with PathManager.open(path, "r") as f:
+        try:
+            config: Any = yaml.safe_load(f)
+            return [str(name) for name in config["DATASETS"]["CLASS_NAMES"]]
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):  # another's config
+            return []
