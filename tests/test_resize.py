@@ -1,5 +1,6 @@
 """Resize rules of other code bases: sizes by hand, pixels against OpenCV and PIL, and who obeys."""
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper
 from PIL import Image
 
 from conftest import TINY_EXT
@@ -18,6 +19,7 @@ from doublehead_d2 import model_zoo
 from doublehead_d2.data.resize import (
     RESIZE_RULES,
     Cv2ResizeTransform,
+    KeepPixels,
     ResizeByRule,
     build_mapper,
     build_test_resize,
@@ -127,13 +129,44 @@ def test_training_and_testing_obey(rule: str, shapes: Path) -> None:
 
 
 def test_mapper_keeps_crop_and_flip() -> None:
+    def resize_of(mapper: DatasetMapper, index: int, length: int) -> type:
+        augmentations = mapper.augmentations.augs
+        types = [T.RandomCrop, KeepPixels, T.RandomFlip]
+        assert [type(x) for x in augmentations] == types[1 - index :][:length]
+        return type(augmentations[index].resize)
+
     cfg = cfg_with("mmdet", "INPUT.CROP.ENABLED", True)
-    types = [type(x) for x in build_mapper(cfg, is_train=True).augmentations.augs]
-    assert types == [T.RandomCrop, ResizeByRule, T.RandomFlip]
-    types = [type(x) for x in build_mapper(cfg, is_train=False).augmentations.augs]
-    assert types == [ResizeByRule]
-    plain = build_mapper(cfg_with("detectron2"), is_train=False).augmentations.augs
-    assert [type(x) for x in plain] == [T.ResizeShortestEdge]
+    assert resize_of(build_mapper(cfg, is_train=True), 1, 3) is ResizeByRule
+    assert resize_of(build_mapper(cfg, is_train=False), 0, 1) is ResizeByRule
+    cfg = cfg_with("detectron2")
+    assert resize_of(build_mapper(cfg, is_train=False), 0, 1) is T.ResizeShortestEdge
+
+
+# 1333 / 20000 of 3 pixels is 0.2
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (3, 20000)])
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+def test_a_side_keeps_a_pixel(rule: str, size: tuple) -> None:
+    cfg = cfg_with(rule, "INPUT.MIN_SIZE_TEST", 800, "INPUT.MAX_SIZE_TEST", 1333)
+    image = np.full((*size, 3), 7, np.uint8)
+    transform = build_test_resize(cfg).get_transform(image)
+    resized = transform.apply_image(image)
+    assert min(resized.shape[:2]) == 1 and 1320 <= max(resized.shape[:2]) <= 1333
+    assert (resized == 7).all()
+    box = transform.apply_box(np.array([[0.0, 0, size[1], size[0]]]))
+    np.testing.assert_array_equal(box, [[0, 0, resized.shape[1], resized.shape[0]]])
+
+
+@pytest.mark.parametrize("size", [(2, 9000), (9000, 2)])
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+def test_a_thin_image_is_trained_on(rule: str, size: tuple, tmp_path: Path) -> None:
+    file = str(tmp_path / "thin.png")
+    cv2.imwrite(file, np.zeros((*size, 3), np.uint8))
+    annotation = {"bbox": [0, 0, size[1], size[0]], "bbox_mode": 0, "category_id": 0}
+    record = {"file_name": file, "height": size[0], "width": size[1], "annotations": [annotation]}
+    mapper = build_mapper(cfg_with(rule), is_train=True)
+    for _ in range(8):  # half of them are flipped
+        inputs = mapper(copy.deepcopy(record))
+        assert min(inputs["image"].shape[1:]) == 2 and len(inputs["instances"]) == 1
 
 
 @pytest.mark.parametrize("rule", RESIZE_RULES)

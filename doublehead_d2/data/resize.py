@@ -62,6 +62,32 @@ class ResizeByRule(T.Augmentation):
         return T.ResizeTransform(height, width, *size, Image.Resampling.BILINEAR)
 
 
+class KeepPixels(T.Augmentation):
+    """A resize that leaves no side of an image without pixels.
+
+    A side that is thousands of times shorter than the other is rounded to 0 where the long side is
+    limited, which no resampling can do.
+    """
+
+    def __init__(self, resize: T.Augmentation, pixels: int) -> None:
+        """
+        Args:
+            resize: gives a `ResizeTransform` or a `NoOpTransform`.
+            pixels: the least length of a side.
+        """
+        super().__init__()
+        self.resize = resize
+        self.pixels = pixels
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The transform for an image H x W (x C)."""
+        transform = self.resize.get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h = max(transform.new_h, self.pixels)
+            transform.new_w = max(transform.new_w, self.pixels)
+        return transform
+
+
 def mmdet_size(height: int, width: int, short_edge: int, max_size: int) -> Size:
     """mmdetection's size: one factor for both sides, rounded half up."""
     factor = min(max_size / max(height, width), short_edge / min(height, width))
@@ -73,6 +99,8 @@ def maskrcnn_benchmark_size(height: int, width: int, short_edge: int, max_size: 
     low, high = min(height, width), max(height, width)
     if high / low * short_edge > max_size:
         short_edge = round(max_size * low / high)
+    if short_edge == 0:  # theirs ends here; the other rules give the long side all that it may have
+        return (max_size, 0) if width < height else (0, max_size)
     if low == short_edge:
         return height, width
     long_edge = int(short_edge * high / low)
@@ -99,13 +127,19 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
     """
     mapper = DatasetMapper(cfg, is_train=is_train)
     augmentations: list[Any] = mapper.augmentations.augs
+    # What is flipped has negative strides, which detectron2's mapper only then gets rid of when
+    # there is more than one pixel to a side.
+    pixels = 2 if is_train else 1
     mapper.augmentations = T.AugmentationList(
-        [_follow_rule(x, cfg) if isinstance(x, T.ResizeShortestEdge) else x for x in augmentations]
+        [
+            _follow_rule(x, cfg, pixels) if isinstance(x, T.ResizeShortestEdge) else x
+            for x in augmentations
+        ]
     )
     return mapper
 
 
-def _follow_rule(resize: T.ResizeShortestEdge, cfg: CfgNode) -> T.Augmentation:
+def _follow_rule(resize: T.ResizeShortestEdge, cfg: CfgNode, pixels: int = 1) -> T.Augmentation:
     rule = cfg.INPUT.RESIZE_RULE
     check_word("INPUT.RESIZE_RULE", rule, RESIZE_RULES)
-    return resize if rule == "detectron2" else ResizeByRule(resize, rule)
+    return KeepPixels(resize if rule == "detectron2" else ResizeByRule(resize, rule), pixels)
