@@ -1,11 +1,12 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and a list that is whole at any time."""
 
 import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from typing import Any
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -25,6 +26,46 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     with whole_file(path) as temporary, open(temporary, "w") as f:
         json.dump(content, f, indent=1)
         f.write("\n")
+
+
+@contextlib.contextmanager
+def growing_json(path: str | os.PathLike[str]) -> Iterator[Callable[[Any], None]]:
+    """Write a JSON list value by value, at the cost of the value alone.
+
+    After each value, and if a value cannot be written, the file is what `write_json` makes of the
+    list so far.
+
+    Args:
+        path: a file that is there already is replaced.
+
+    Yields:
+        a function that appends a value to the list.
+    """
+    write_json(path, [])
+    with open(path, "r+b", buffering=0) as file:
+        end = len("[")
+
+        def append(value: Any) -> None:
+            nonlocal end
+            text = textwrap.indent(json.dumps(value, indent=1), " ")
+            text = f"\n{text}" if end == len("[") else f",\n{text}"
+            try:
+                _write_at(file, end, f"{text}\n]\n")
+            except BaseException:  # a full disk, Ctrl-C
+                _write_at(file, end, "]\n" if end == len("[") else "\n]\n")
+                file.truncate()
+                raise
+            end += len(text)
+
+        yield append
+
+
+def _write_at(file: BinaryIO, position: int, text: str) -> None:
+    """Write all of ASCII `text` to a file without a buffer, of which one call may write a part."""
+    file.seek(position)
+    rest = text.encode("ascii")
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def prepare_output(path: str) -> None:

@@ -1,5 +1,6 @@
 """Pictures of predictions and of ground truth."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,21 +8,34 @@ import cv2
 import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import VisImage, Visualizer
+from PIL import Image
 
-# Labels are unreadable below this many pixels on the shorter side, so small images are enlarged.
+from doublehead_d2.files import whole_file
+from doublehead_d2.labels import Box, place_label
+
+# Labels are unreadable below this many pixels on the shorter side, so small images are enlarged,
 MIN_PICTURE_SIZE = 384
+# but not to more than this on the longer side: a row of pixels cannot be made readable.
+MAX_ENLARGED_SIZE = 2048
+# What matplotlib draws has less than 65536 pixels a side; larger images come back reduced.
+MAX_PICTURE_SIZE = 32768
+# Labels that take more than this share of a picture become smaller, so that there is a place for
+# each.
+MAX_FILLED = 0.5
 
 
 def draw_predictions(
     image: np.ndarray, instances: Instances, metadata: Metadata, score_threshold: float = 0.5
 ) -> np.ndarray:
-    """Draw detections with class names and scores.
+    """Draw detections with class names and scores, a colour a class.
 
     Args:
         image: BGR, H x W x 3 uint8.
         instances: detections in pixels of `image`.
-        metadata: its `thing_classes` are the names; without them indices are drawn.
+        metadata: its `thing_classes` are the names; without them indices are drawn. Its
+            `thing_colors`, if there are any, are the colours (RGB, 0-255).
         score_threshold: detections below it are left out.
 
     Returns:
@@ -37,10 +51,10 @@ def draw_ground_truth(image: np.ndarray, record: dict[str, Any], metadata: Metad
     Args:
         image: BGR, H x W x 3 uint8.
         record: a dict with "annotations".
-        metadata: its `thing_classes` are the names.
+        metadata: its `thing_classes` are the names, its `thing_colors` the colours.
 
     Returns:
-        BGR picture, uint8, of the size that `draw_predictions` gives.
+        BGR picture, uint8, of the size and in the colours that `draw_predictions` gives.
     """
     return _finish(_visualizer(image, metadata).draw_dataset_dict(record))
 
@@ -65,10 +79,112 @@ def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.nd
     return np.concatenate(joined, axis=1)
 
 
-def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
-    scale = max(1.0, MIN_PICTURE_SIZE / min(image.shape[:2]))
-    return Visualizer(image[:, :, ::-1], metadata=metadata, scale=scale)
+def save_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
+    """Write a BGR picture (uint8) as PNG, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with whole_file(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(temporary, format="PNG")
 
 
-def _finish(output: Any) -> np.ndarray:
+class ClassVisualizer(Visualizer):
+    """detectron2's, with one colour a class and labels that keep clear of one another."""
+
+    def __init__(self, img_rgb: np.ndarray, metadata: Metadata, scale: float) -> None:
+        """
+        Args:
+            img_rgb: RGB, H x W x 3 uint8.
+            metadata: of names and colours.
+            scale: size of the picture relative to that of the image.
+        """
+        super().__init__(img_rgb, metadata=metadata, scale=scale)
+        self._classes: list[int] = []
+        self._box: Box | None = None  # drawn last, in pixels of the picture: the next text is its
+        self._labels: list[tuple[Any, Box | None]] = []  # matplotlib's texts and their boxes
+
+    def draw_instance_predictions(self, predictions: Instances) -> VisImage:
+        """As detectron2, a colour a class."""
+        self._classes = predictions.pred_classes.tolist()
+        return super().draw_instance_predictions(predictions)
+
+    def draw_dataset_dict(self, dic: dict[str, Any]) -> VisImage:
+        """As detectron2, a colour a class."""
+        self._classes = [annotation["category_id"] for annotation in dic.get("annotations") or []]
+        return super().draw_dataset_dict(dic)
+
+    def overlay_instances(self, **kwargs: Any) -> VisImage:
+        """As detectron2, in the colours of the classes, labels where they cover none before."""
+        colors = [self._color(index) for index in self._classes]
+        self._labels = []
+        output = super().overlay_instances(**{**kwargs, "assigned_colors": colors})
+        self._arrange()
+        return output
+
+    def draw_box(self, box_coord: Sequence[float], *args: Any, **kwargs: Any) -> VisImage:
+        """As detectron2; the text drawn next is taken for the label of this box."""
+        x0, y0, x1, y1 = (float(x) * self.output.scale for x in box_coord)
+        self._box = (x0, y0, x1, y1)
+        return super().draw_box(box_coord, *args, **kwargs)
+
+    def draw_text(self, text: str, position: Sequence[float], **kwargs: Any) -> VisImage:
+        """As detectron2."""
+        output = super().draw_text(text, position, **kwargs)
+        self._labels.append((output.ax.texts[-1], self._box))
+        self._box = None
+        return output
+
+    def _arrange(self) -> None:
+        """Move labels to where they cover no other, smaller ones if they would fill the picture."""
+        width, height = self.output.canvas.get_width_height()
+        extents = [self._extent(label) for label, _ in self._labels]
+        filled = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in extents) / (width * height)
+        if filled > MAX_FILLED:
+            for label, _ in self._labels:
+                label.set_size(label.get_size() * (MAX_FILLED / filled) ** 0.5)
+            extents = [self._extent(label) for label, _ in self._labels]
+        taken: list[Box] = []
+        for (label, box), (x0, y0, x1, y1) in zip(self._labels, extents, strict=True):
+            box = box or (x0, y0, x0, y0)
+            place = place_label((x1 - x0, y1 - y0), box, taken, (width, height))
+            taken.append(place)
+            (x, y), scale = label.get_position(), self.output.scale
+            label.set_position((x + (place[0] - x0) / scale, y + (place[1] - y0) / scale))
+            self._join(place, box, label.get_color())
+
+    def _extent(self, label: Any) -> Box:
+        """Where a text with its background stands, in pixels of the picture."""
+        renderer = self.output.canvas.get_renderer()
+        label.update_bbox_position_size(renderer)
+        extent = label.get_bbox_patch().get_window_extent(renderer)
+        height = self.output.canvas.get_width_height()[1]  # matplotlib counts from below
+        return extent.x0, height - extent.y1, extent.x1, height - extent.y0
+
+    def _join(self, label: Box, box: Box, color: Any) -> None:
+        """Draw a line between a label and a box that do not touch."""
+        low, high = np.maximum(label[:2], box[:2]), np.minimum(label[2:], box[2:])
+        if (low <= high + 1).all():  # in pixels
+            return
+        middle = (np.array(label[:2]) + label[2:]) / 2
+        ends = np.stack([middle, np.clip(middle, box[:2], box[2:])]) / self.output.scale
+        self.draw_line(ends[:, 0], ends[:, 1], color)
+        self.output.ax.lines[-1].set_linewidth(1)  # whatever the scale
+
+    def _color(self, index: int) -> tuple[float, ...]:
+        known = self.metadata.get("thing_colors")
+        if known:
+            return tuple(x / 255 for x in known[index])
+        colors = colormap(rgb=True, maximum=1)
+        return tuple(colors[index % len(colors)])
+
+
+def _visualizer(image: np.ndarray, metadata: Metadata) -> ClassVisualizer:
+    short, long = sorted(image.shape[:2])
+    scale = max(1.0, min(MIN_PICTURE_SIZE / short, MAX_ENLARGED_SIZE / long))
+    scale = min(scale, MAX_PICTURE_SIZE / long)
+    return ClassVisualizer(image[:, :, ::-1], metadata=metadata, scale=scale)
+
+
+def _finish(output: VisImage) -> np.ndarray:
     return np.ascontiguousarray(output.get_image()[:, :, ::-1])

@@ -2,16 +2,18 @@
 
     python -m doublehead_d2.tools.demo --config-file output/demo/config.yaml --input photo.jpg
 
-writes one picture an image and all boxes as `detections.json` into --output.
+writes one picture an image and all boxes as `detections.json` into --output, image by image: what
+is done stays, whatever comes after it.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.data.catalog import Metadata
@@ -19,17 +21,31 @@ from detectron2.structures import Instances
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.data.check import check_datasets
-from doublehead_d2.files import write_json
+from doublehead_d2.files import growing_json
 from doublehead_d2.inference import Predictor
+from doublehead_d2.inference.display import Displayed, display_threshold, select_for_display
+from doublehead_d2.inference.images import read_bgr
 from doublehead_d2.tools.options import add_opts
-from doublehead_d2.visualize import draw_ground_truth, draw_predictions, side_by_side
+from doublehead_d2.visualize import draw_ground_truth, draw_predictions, save_picture, side_by_side
+
+
+@dataclass
+class Tally:
+    """What became of the images and of their detections."""
+
+    pictures: int = 0
+    boxes: int = 0
+    low_scores: int = 0
+    second_labels: int = 0
+    unreadable: int = 0
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """Options of this tool."""
     parser = argparse.ArgumentParser(
         prog="python -m doublehead_d2.tools.demo",
-        description="Detect objects in images: pictures and boxes out.",
+        description="Detect objects in images: pictures and boxes out. Files that are not readable "
+        "as images are named, the others done; the exit status is then 1.",
     )
     parser.add_argument("--config-file", required=True, help="YAML file or name of the zoo")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -39,7 +55,17 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num-images", type=int, default=16, help="of --dataset (16)")
     parser.add_argument("--output", default="predictions", help="folder to write to (predictions)")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="lowest score (0.5)")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        help="lowest score, as the model gives it (what its fusion makes of two heads that both "
+        "say 0.5: 0.75 where it is complementary, else 0.5)",
+    )
+    parser.add_argument(
+        "--all-labels",
+        action="store_true",
+        help="also the boxes that lie on a box of another class and a higher score",
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="images at a time (8)")
     add_opts(parser)
     return parser
@@ -48,8 +74,9 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit code: 1 if an image could not be read."""
     args = argument_parser().parse_args(argv)
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}; allowed: 1 or more")
+    _check(args)
+    # detectron2's anchors call it as they always did.
+    warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
     cfg = model_zoo.get_config(args.config_file)
     cfg.merge_from_list(args.opts)
     if not cfg.MODEL.WEIGHTS:
@@ -61,35 +88,75 @@ def main(argv: Sequence[str] | None = None) -> int:
         records = DatasetCatalog.get(args.dataset)[: args.num_images]
     else:
         records = [{"file_name": path} for path in args.input]
-
-    names = _picture_names(records)
-    records = [{**r, "picture": name} for r, name in zip(records, names, strict=True)]
+    records = _with_pictures(records, args.output)
 
     predictor = Predictor(cfg)
+    threshold = args.score_threshold
+    if threshold is None:
+        threshold = display_threshold(predictor.model)
+    overlap = None if args.all_labels else cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
+
+    def select(instances: Instances) -> Displayed:
+        return select_for_display(instances, threshold, overlap)
+
     os.makedirs(args.output, exist_ok=True)
-    detections: list[dict[str, Any]] = []
-    unreadable: list[str] = []
-    for start in range(0, len(records), args.batch_size):
-        batch = []
-        for record in records[start : start + args.batch_size]:
-            image = cv2.imread(record["file_name"])
-            if image is None:
-                unreadable.append(record["file_name"])
-            else:
-                batch.append((record, image))
-        outputs = predictor([image for _, image in batch])
-        for (record, image), output in zip(batch, outputs, strict=True):
-            instances = output["instances"].to("cpu")
-            instances = instances[instances.scores >= args.score_threshold]
-            picture = _draw(record, image, instances, predictor.metadata)
-            cv2.imwrite(os.path.join(args.output, record["picture"]), picture)
-            detections.append(_describe(record, image, instances, predictor.metadata))
-    write_json(os.path.join(args.output, "detections.json"), detections)
-    boxes = sum(len(entry["detections"]) for entry in detections)
-    print(f"{len(detections)} pictures and {boxes} boxes (detections.json) are in {args.output}")
-    for file_name in unreadable:
-        print(f"not readable as an image: {file_name}", file=sys.stderr)
-    return 1 if unreadable else 0
+    tally = Tally()
+    try:
+        with growing_json(os.path.join(args.output, "detections.json")) as append:
+            for start in range(0, len(records), args.batch_size):
+                batch = records[start : start + args.batch_size]
+                _detect(batch, predictor, select, append, tally)
+    finally:
+        _print_summary(tally, args.output, threshold)
+    return 1 if tally.unreadable else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("batch_size", "num_images"):
+        value = getattr(args, name)
+        if value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; allowed: 1 or more")
+    threshold = args.score_threshold
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"--score-threshold is {threshold}; allowed: 0 to 1")
+
+
+def _detect(
+    records: Sequence[dict[str, Any]],
+    predictor: Predictor,
+    select: Callable[[Instances], Displayed],
+    append: Callable[[Any], None],
+    tally: Tally,
+) -> None:
+    """Read, detect, draw and describe a batch of images."""
+    batch = []
+    for record in records:
+        try:
+            batch.append((record, read_bgr(record["file_name"])))
+        except ValueError as error:
+            tally.unreadable += 1
+            print(f"not readable as an image: {error}", file=sys.stderr)
+    outputs = predictor([image for _, image in batch])
+    for (record, image), output in zip(batch, outputs, strict=True):
+        displayed = select(output["instances"].to("cpu"))
+        picture = _draw(record, image, displayed.instances, predictor.metadata)
+        save_picture(record["picture"], picture)
+        append(_describe(record, image, displayed.instances, predictor.metadata))
+        tally.pictures += 1
+        tally.boxes += len(displayed.instances)
+        tally.low_scores += displayed.low_scores
+        tally.second_labels += displayed.second_labels
+
+
+def _print_summary(tally: Tally, output: str, threshold: float) -> None:
+    boxes = f"{tally.pictures} pictures and {tally.boxes} boxes (detections.json) are in {output}"
+    print(boxes)
+    print(
+        f"not shown: {tally.low_scores} boxes of scores below {threshold:g} (--score-threshold), "
+        f"{tally.second_labels} second labels of an object (--all-labels)"
+    )
+    if tally.unreadable:
+        print(f"not readable: {tally.unreadable} files", file=sys.stderr)
 
 
 def _draw(
@@ -108,17 +175,33 @@ def _draw(
     return side_by_side([truth, picture], ["ground truth", "predictions"])
 
 
+def _with_pictures(records: Sequence[dict[str, Any]], output: str) -> list[dict[str, Any]]:
+    """Records with the path of their "picture" in the folder `output`.
+
+    Raises:
+        ValueError: a picture would replace an image that is read.
+    """
+    paths = [os.path.join(output, name) for name in _picture_names(records)]
+    images = {os.path.realpath(record["file_name"]) for record in records}
+    for path in paths:
+        if os.path.realpath(path) in images:
+            raise ValueError(f"--output {output} would replace the image {path}; name another one")
+    return [{**r, "picture": path} for r, path in zip(records, paths, strict=True)]
+
+
 def _picture_names(records: Sequence[dict[str, Any]]) -> list[str]:
     """A file name for each picture; images of one name from several folders get numbers."""
-    names: list[str] = []
+    names: dict[str, None] = {}  # in their order
+    used: dict[str, int] = {}  # the last number by stem
     for record in records:
         stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-        name, number = f"{stem}.png", 1
+        name, number = f"{stem}.png", used.get(stem, 1)
         while name in names:
             number += 1
             name = f"{stem}_{number}.png"
-        names.append(name)
-    return names
+        used[stem] = number
+        names[name] = None
+    return list(names)
 
 
 def _describe(
@@ -134,7 +217,7 @@ def _describe(
     )
     return {
         "file_name": record["file_name"],
-        "picture": record["picture"],
+        "picture": os.path.basename(record["picture"]),
         "height": image.shape[0],
         "width": image.shape[1],
         "detections": [
@@ -154,3 +237,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except (ValueError, OSError) as error:  # such as weights that have to be fetched by hand
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells number it

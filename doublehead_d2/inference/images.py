@@ -1,0 +1,75 @@
+"""Image files as the model is trained on them, or a reason why not."""
+
+import glob
+import mimetypes
+import os
+import warnings
+
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.file_io import PathManager
+from PIL import Image, UnidentifiedImageError
+
+
+def read_bgr(file_name: str) -> np.ndarray:
+    """Read an image as detectron2 does for training: by Pillow, turned as its EXIF says.
+
+    Args:
+        file_name: of any format that Pillow reads; of several frames the first.
+
+    Returns:
+        BGR, H x W x 3 uint8 0-255.
+
+    Raises:
+        ValueError: it is no image that can be read; names the file and says why.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Of large images and odd metadata; what cannot be read is an error, and named.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            _refuse_deep_pixels(file_name)
+            return np.ascontiguousarray(read_image(file_name, format="BGR"))
+    except (
+        Exception
+    ) as error:  # decoders meet damage with whatever comes: struct.error, SyntaxError
+        raise ValueError(f"{file_name}: {_reason(file_name, error)}") from error
+
+
+class _DeepPixelsError(ValueError):
+    """Values that do not fit into 8 bits."""
+
+
+def _refuse_deep_pixels(file_name: str) -> None:
+    """Refuse what Pillow would cut to 8 bits, so that all above 255 is white."""
+    with PathManager.open(file_name, "rb") as f, Image.open(f) as image:
+        if image.mode.startswith(("I", "F")):
+            raise _DeepPixelsError(
+                f"its pixels have more than 8 bits (mode '{image.mode}' of Pillow); convert it to "
+                "8 bits, as the images that the model was trained on"
+            )
+
+
+def _reason(file_name: str, error: Exception) -> str:
+    """What is wrong with a file that could not be read, and what to do."""
+    if os.path.isdir(file_name):
+        return f"a folder; give its images: {os.path.join(file_name, '*.jpg')}"
+    if isinstance(error, FileNotFoundError):
+        if glob.has_magic(file_name):
+            matches = len(glob.glob(file_name))
+            if matches:
+                return f"a pattern of {matches} files in quotes; give it without, as the shell does"
+            return "a pattern that no file matches"
+        return "there is no such file"
+    if (mimetypes.guess_type(file_name)[0] or "").startswith("video/"):
+        return "a video; make images of its frames first: ffmpeg -i VIDEO frame_%05d.png"
+    if isinstance(error, _DeepPixelsError):
+        return str(error)
+    if os.path.isfile(file_name) and not os.path.getsize(file_name):
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of a format that Pillow does not read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: {error}"
+    if isinstance(error, OSError) and error.strerror:  # of the system, not of a decoder
+        return f"cannot be read: {error.strerror}"
+    return f"damaged: {error or type(error).__name__}"
