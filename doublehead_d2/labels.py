@@ -15,9 +15,9 @@ def place_label(
 ) -> Box:
     """A place for the label of a box that covers no other label, if there is one.
 
-    In this order: at the corners of the box (above, below, inside, beside), the nearest free place
-    of the picture, and where all is taken the place where it covers least. A label lies within the
-    picture, unless it is larger: then its beginning does.
+    In this order: at the corners of the box (above, below, inside, beside; first those within the
+    picture), the nearest free place of the picture, and where all is taken the place where it
+    covers least. A label lies within the picture, unless it is larger: then its beginning does.
 
     Args:
         size: (width, height) of the label.
@@ -29,15 +29,32 @@ def place_label(
         the label's box.
     """
     limits = np.maximum(np.array(picture) - size, 0)
-    places = np.clip(_at_corners(size, box), 0, limits)  # P x 2, the upper left corners
-    covered = _covered(places, size, taken)
-    if covered.min() > 0:
+    corners = _at_corners(size, box)
+    places = np.clip(corners, 0, limits)  # P x 2, the upper left ends of the label
+    # One that has to be moved into the picture may hide the object.
+    places = places[np.argsort((places != corners).any(axis=1), kind="stable")]
+    place, covered = _best(places, size, taken)
+    if covered > 0:
         places = _everywhere(size, limits)
         order = np.argsort(_distance(places, size, box), kind="stable")
-        places = places[order]
-        covered = _covered(places, size, taken)
-    x, y = places[int(np.argmin(covered))]  # the first of the least
-    return float(x), float(y), float(x) + size[0], float(y) + size[1]
+        place, _ = _best(places[order], size, taken)
+    x, y = (float(value) for value in place)
+    return x, y, x + size[0], y + size[1]
+
+
+def _best(
+    places: np.ndarray, size: tuple[float, float], taken: Sequence[Box]
+) -> tuple[np.ndarray, float]:
+    """The first of the places P x 2 that covers least of the labels, and how much."""
+    found = []
+    for start in range(0, len(places), 256):  # a free place is mostly among the first
+        block = places[start : start + 256]
+        covered = _covered(block, size, taken)
+        first = int(np.argmin(covered))
+        found.append((block[first], float(covered[first])))
+        if found[-1][1] == 0:
+            return found[-1]
+    return min(found, key=lambda x: x[1])
 
 
 def _at_corners(size: tuple[float, float], box: Box) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Pictures of predictions and of ground truth."""
 
+import colorsys
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +10,6 @@ import cv2
 import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
-from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import VisImage, Visualizer
 from PIL import Image
 
@@ -101,7 +102,9 @@ class ClassVisualizer(Visualizer):
         """
         super().__init__(img_rgb, metadata=metadata, scale=scale)
         self._classes: list[int] = []
-        self._box: Box | None = None  # drawn last, in pixels of the picture: the next text is its
+        # Drawn last, in pixels of the picture; the next text is its label.
+        self._box: Box | None = None
+        self._box_color: Any = None
         self._labels: list[tuple[Any, Box | None]] = []  # matplotlib's texts and their boxes
 
     def draw_instance_predictions(self, predictions: Instances) -> VisImage:
@@ -122,14 +125,22 @@ class ClassVisualizer(Visualizer):
         self._arrange()
         return output
 
-    def draw_box(self, box_coord: Sequence[float], *args: Any, **kwargs: Any) -> VisImage:
-        """As detectron2; the text drawn next is taken for the label of this box."""
+    def draw_box(
+        self,
+        box_coord: Sequence[float],
+        alpha: float = 0.5,
+        edge_color: Any = "g",
+        line_style: str = "-",
+    ) -> VisImage:
+        """As detectron2, but opaque; the text drawn next is taken for the label of this box."""
         x0, y0, x1, y1 = (float(x) * self.output.scale for x in box_coord)
-        self._box = (x0, y0, x1, y1)
-        return super().draw_box(box_coord, *args, **kwargs)
+        self._box, self._box_color = (x0, y0, x1, y1), edge_color
+        return super().draw_box(box_coord, 1.0, edge_color, line_style)
 
     def draw_text(self, text: str, position: Sequence[float], **kwargs: Any) -> VisImage:
-        """As detectron2."""
+        """As detectron2; the label of a box in its colour."""
+        if self._box is not None:
+            kwargs["color"] = self._box_color
         output = super().draw_text(text, position, **kwargs)
         self._labels.append((output.ax.texts[-1], self._box))
         self._box = None
@@ -173,16 +184,25 @@ class ClassVisualizer(Visualizer):
 
     def _color(self, index: int) -> tuple[float, ...]:
         known = self.metadata.get("thing_colors")
-        if known:
-            return tuple(x / 255 for x in known[index])
-        colors = colormap(rgb=True, maximum=1)
-        return tuple(colors[index % len(colors)])
+        return tuple(x / 255 for x in known[index]) if known else class_color(index)
+
+
+def class_color(index: int) -> tuple[float, float, float]:
+    """A bright colour for a class, RGB from 0 to 1.
+
+    Hues a golden section apart: however many classes there are, none is near that of the few
+    before it.
+    """
+    return colorsys.hsv_to_rgb(index * (5**0.5 - 1) / 2 % 1, 0.75, 1.0)
 
 
 def _visualizer(image: np.ndarray, metadata: Metadata) -> ClassVisualizer:
     short, long = sorted(image.shape[:2])
     scale = max(1.0, min(MIN_PICTURE_SIZE / short, MAX_ENLARGED_SIZE / long))
     scale = min(scale, MAX_PICTURE_SIZE / long)
+    least = math.ceil(1 / scale)  # pixels of which one of the picture is left
+    missing = [(0, max(least - side, 0)) for side in image.shape[:2]]
+    image = np.pad(image, [*missing, (0, 0)], mode="edge")
     return ClassVisualizer(image[:, :, ::-1], metadata=metadata, scale=scale)
 
 

@@ -18,6 +18,7 @@ from doublehead_d2.engine import main as train
 from doublehead_d2.tools import demo, make_shapes
 
 CONFIG = "Shapes-Detection/double_head_ext_rcnn_tiny.yaml"
+PICTURES = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,13 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = os.path.join(args.output, "config.yaml")
     pictures = os.path.join(args.output, "predictions")
-    if os.path.isfile(os.path.join(pictures, "detections.json")):
+    code = 0
+    if is_drawn(pictures):
         print(f"{pictures} is there already: not drawing again")
     else:
         dataset = model_zoo.get_config(config).DATASETS.TEST[0]
-        demo.main(["--config-file", config, "--dataset", dataset, "--output", pictures])
+        words = ["--config-file", config, "--dataset", dataset, "--output", pictures]
+        code = demo.main([*words, "--num-images", str(PICTURES)])
     print(summary(args.output))
-    return 0
+    return code
 
 
 def is_trained(output: str) -> bool:
@@ -62,6 +65,15 @@ def is_trained(output: str) -> bool:
     except ValueError:  # stopped during the evaluation
         return False
     return True
+
+
+def is_drawn(pictures: str) -> bool:
+    """Whether the folder `pictures` holds all pictures; an interrupted demo leaves fewer."""
+    try:
+        with open(os.path.join(pictures, "detections.json")) as f:
+            return len(json.load(f)) >= PICTURES
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
 
 
 def summary(output: str) -> str:
