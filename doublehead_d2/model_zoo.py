@@ -20,6 +20,19 @@ from doublehead_d2.config import (
     check_model,
     fall_back_to_cpu,
 )
+from doublehead_d2.config.keys import explain, one_name_allowed, value_at
+
+# What a first try is made with, for those who have named no config.
+FIRST = (
+    "Shapes-Detection/double_head_ext_rcnn_tiny.yaml",
+    "COCO-Detection/double_head_ext_rcnn_R_50_FPN_1x.yaml",
+    "COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml",
+    "PascalVOC-Detection/double_head_ext_rcnn_R_50_FPN.yaml",
+    "Imported/mmdet_double_head_rcnn_R_50_FPN_1x.yaml",
+)
+LIST_ALL = (
+    'python -c "from doublehead_d2 import model_zoo; print(*model_zoo.list_configs(), sep=chr(10))"'
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +50,25 @@ def get_config_file(name: str) -> str:
         name: relative to `configs/`, e.g. "COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml".
 
     Raises:
-        ValueError: there is no such config; names the nearest, or all.
+        ValueError: there is no such config; names the nearest, and how to list all.
     """
     path = os.path.join(_config_root(), name)
     if not os.path.isfile(path):
-        names = list_configs()
-        near = difflib.get_close_matches(name, names, n=3) or names
-        raise ValueError(f"no config file '{name}', here or in the zoo; try: {', '.join(near)}")
+        raise ValueError(f"no config file '{name}', here or in the zoo; try: {suggestions(name)}")
     return path
+
+
+def suggestions(name: str = "") -> str:
+    """The five configs that `name` is most likely to stand for, and the command that lists all."""
+
+    def likeness(known: str) -> float:
+        pairs = (wanted, known), (os.path.basename(wanted), os.path.basename(known))
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    wanted = name.removeprefix("configs/")
+    names = list_configs()
+    near = [known for known in sorted(names, key=likeness, reverse=True) if likeness(known) > 0.6]
+    return f"{', '.join(near[:5] or FIRST)}; this lists all {len(names)}: {LIST_ALL}"
 
 
 def get_config(name_or_path: str, trained: bool = False) -> CfgNode:
@@ -79,8 +103,8 @@ def read_config(path: str) -> CfgNode:
 
     Raises:
         ValueError: the file, or one that its `_BASE_` names, is no YAML or no config, has a tag
-            that would make a Python object, or is not there.
-        KeyError: a key that is none.
+            that would make a Python object, or is not there; a key in it is none, or has a value
+            of another type.
     """
     cfg = get_cfg()
     add_doublehead_config(cfg)
@@ -98,10 +122,13 @@ def merge_config(cfg: CfgNode, path: str) -> None:
         path: YAML file; files that its `_BASE_` names are read likewise.
 
     Raises:
-        ValueError, KeyError: as :func:`read_config`.
+        ValueError: as :func:`read_config`.
     """
     try:
-        cfg.merge_from_file(path, allow_unsafe=False)
+        with one_name_allowed(cfg):
+            cfg.merge_from_file(path, allow_unsafe=False)
+    except (AssertionError, KeyError) as error:
+        raise ValueError(_refused_change(cfg, path, error)) from None
     except yaml.constructor.ConstructorError as error:
         raise ValueError(_refused_tag(path, error)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -114,6 +141,8 @@ def merge_config(cfg: CfgNode, path: str) -> None:
         raise ValueError(
             f"'{path}': its _BASE_ leads to '{error.filename}': {error.strerror}"
         ) from None
+    except ValueError as error:
+        raise ValueError(_refused_change(cfg, path, error)) from None
 
 
 def get(
@@ -158,6 +187,15 @@ def _refused_tag(path: str, error: yaml.constructor.ConstructorError) -> str:
         + (f"the tag !!{tag[1]} would make a Python object, " if tag else f"{error.problem}, ")
         + "and configs hold plain values alone"
     )
+
+
+def _refused_change(cfg: CfgNode, path: str, error: Exception) -> str:
+    """What yacs refused of a file: a key that is none, a value of another type, or the rest."""
+    reason = str(error.args[0])
+    if key := re.search(r"config key: (\S+)$", reason):
+        given = value_at(CfgNode.load_yaml_with_base(path), key[1])
+        reason = explain(cfg, key[1], CfgNode._decode_cfg_value(given)) or reason
+    return f"'{path}': {reason}"
 
 
 def _find_weights_beside(cfg: CfgNode, path: str) -> None:

@@ -1,6 +1,9 @@
 """Configs and models by name, weights beside a config, class names that travel."""
 
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from conftest import REPOSITORY
 from doublehead_d2 import model_zoo
 
 EXT = "COCO-Detection/double_head_ext_rcnn_R_50_FPN_1x.yaml"
@@ -174,3 +178,31 @@ def test_every_config_and_what_is_dumped_of_it_loads(tmp_path: Path) -> None:
         again = model_zoo.get_config(path)
         assert as_read(again.dump()) == as_read(cfg.dump())
     assert "*id001" in Path(path).read_text()
+
+
+# ------------------------------------------------------------------------------- suggestions
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("configs/Shapes-Detection/double_head_rcnn_tiny.yml", TINY),
+        ("double_head_ext_rcnn_R_50_FPN_1x", EXT),
+        ("double_head_rcnn_tiny.yaml", TINY),
+        ("COCO/double_head_ext_rcnn_R_50_FPN_1x.yaml", EXT),
+        ("", model_zoo.FIRST[0]),
+        ("qqqqq", model_zoo.FIRST[0]),
+    ],
+)
+def test_five_names_and_the_command_that_lists_all(name: str, first: str) -> None:
+    with pytest.raises(ValueError, match="this lists all") as error:
+        model_zoo.get_config_file(name)
+    names = str(error.value).split("try: ")[1].split(";")[0].split(", ")
+    assert names[0] == first and len(names) == 5 and set(names) <= set(model_zoo.list_configs())
+
+
+@pytest.mark.slow
+def test_the_command_lists_all() -> None:
+    words = shlex.split(model_zoo.LIST_ALL)
+    result = subprocess.run([sys.executable, *words[1:]], capture_output=True, cwd=REPOSITORY)
+    assert result.stdout.decode().splitlines() == model_zoo.list_configs()

@@ -16,7 +16,7 @@ from torch import nn
 from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.paper_tables import EXT, EXT_MODES, METRICS
 from doublehead_d2.benchmark.machine import machine
-from doublehead_d2.config import fall_back_to_cpu
+from doublehead_d2.config import fall_back_to_cpu, merge_opts
 from doublehead_d2.engine.schedule import scale_schedule
 from doublehead_d2.engine.trainer import Trainer
 from doublehead_d2.evaluation import ModesEvaluator, build_evaluator, score_modes
@@ -76,7 +76,7 @@ def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) ->
     name = {BACKBONE: _EXT_CONFIG, EXT: _EXT_CONFIG}
     cfg = model_zoo.read_config(model_zoo.get_config_file(name.get(row, f"Ablations/{row}.yaml")))
     model_zoo.merge_config(cfg, model_zoo.get_config_file("Overlay-Shapes-Study.yaml"))
-    cfg.merge_from_list(list(opts))
+    merge_opts(cfg, opts)
     fall_back_to_cpu(cfg)
     cfg.SEED = seed
     cfg.OUTPUT_DIR = str(output / row / str(seed))

@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, Instances
 from doublehead_d2 import model_zoo
 from doublehead_d2.benchmark.heads import ask
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
+from doublehead_d2.config import merge_opts
 from doublehead_d2.modeling.pooling import ParallelROIAlign, pool_in_parallel
 
 BASELINE = "faster_rcnn"
@@ -102,7 +103,7 @@ def build_variant(name: str, device: str, opts: Sequence[object] = ()) -> Genera
     """
     variant = VARIANTS[name]
     cfg = model_zoo.read_config(model_zoo.get_config_file(variant.config))
-    cfg.merge_from_list([*variant.opts, *opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", device])
+    merge_opts(cfg, [*variant.opts, *opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", device])
     # Random layers have no trained statistics: inputs of size 1, and below residual blocks that add
     # little, keep activations from growing until boxes overflow.
     cfg.MODEL.PIXEL_STD = [60.0, 60.0, 60.0]

@@ -16,6 +16,7 @@ from doublehead_d2.config.double_head import (
     check_conv_head_config,
     check_doublehead_config,
 )
+from doublehead_d2.config.keys import merge_opts
 from doublehead_d2.config.shared import check_deformable_convolution
 from doublehead_d2.config.tsd import check_tsd_config
 
@@ -34,4 +35,5 @@ __all__ = [
     "check_tsd_config",
     "check_tta_config",
     "fall_back_to_cpu",
+    "merge_opts",
 ]

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.config import check_config, fall_back_to_cpu
+from doublehead_d2.config import check_config, fall_back_to_cpu, merge_opts
 from doublehead_d2.data.check import check_datasets
 from doublehead_d2.data.classes import check_not_empty, class_names
 from doublehead_d2.engine.run_data import check_data
@@ -34,14 +34,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     if not args.config_file:
         raise ValueError(
-            "--config-file is missing; give a YAML file or a name of the zoo: "
-            + ", ".join(model_zoo.list_configs())
+            "--config-file is missing; give a YAML file or a name of the zoo, such as "
+            f"{model_zoo.suggestions()}"
         )
     path = args.config_file
     if not os.path.isfile(path):
         path = model_zoo.get_config_file(path)
     cfg = model_zoo.read_config(path)
-    cfg.merge_from_list(args.opts or [])
+    merge_opts(cfg, args.opts or [])
     if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
         raise ValueError(
             "--eval-only would evaluate random weights: MODEL.WEIGHTS is empty; "

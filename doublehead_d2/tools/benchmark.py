@@ -32,6 +32,7 @@ from doublehead_d2.benchmark.variants import (
     prepare,
     random_inputs,
 )
+from doublehead_d2.config import merge_opts
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
 from doublehead_d2.files import prepare_output, write_json
@@ -193,7 +194,7 @@ def _measure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
 def _measure_trained(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
     """A trained model's detectors on its own data, at each batch size; prints a table of each."""
     cfg = model_zoo.get_config(args.trained)
-    cfg.merge_from_list([*args.opts, "MODEL.DEVICE", device])
+    merge_opts(cfg, [*args.opts, "MODEL.DEVICE", device])
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; allowed: data to measure the trained model on")
     check_datasets(cfg.DATASETS.TEST)

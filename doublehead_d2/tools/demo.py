@@ -20,6 +20,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 
 from doublehead_d2 import model_zoo
+from doublehead_d2.config import merge_opts
 from doublehead_d2.data.check import check_datasets
 from doublehead_d2.files import growing_json
 from doublehead_d2.inference import Predictor
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # detectron2's anchors call it as they always did.
     warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
     cfg = model_zoo.get_config(args.config_file)
-    cfg.merge_from_list(args.opts)
+    merge_opts(cfg, args.opts)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
             f"{args.config_file} names no weights; add `--opts MODEL.WEIGHTS path/to/model.pth`"

@@ -9,8 +9,8 @@ import torch
 from doublehead_d2.benchmark.machine import machine
 from doublehead_d2.engine.memory import keep_freed_memory
 
-# What a wrong option, config or file ends in; the first two are CfgNode's.
-USER_ERRORS = (AssertionError, KeyError, ValueError, OSError)
+# What a wrong option, config or file ends in.
+USER_ERRORS = (ValueError, OSError)
 
 
 def add_opts(parser: argparse.ArgumentParser) -> None:

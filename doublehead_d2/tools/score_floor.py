@@ -20,6 +20,7 @@ from tabulate import tabulate
 from doublehead_d2 import model_zoo
 from doublehead_d2.benchmark.timing import time_inference
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
+from doublehead_d2.config import merge_opts
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
 from doublehead_d2.files import prepare_output, write_json
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         cfg = model_zoo.get_config(args.config_file)
-        cfg.merge_from_list([*args.opts, "OUTPUT_DIR", args.output])
+        merge_opts(cfg, [*args.opts, "OUTPUT_DIR", args.output])
         if args.num_images < 1:
             raise ValueError(f"--num-images is {args.num_images}; allowed: 1 or more")
         if not cfg.DATASETS.TEST:
