@@ -21,6 +21,7 @@ from doublehead_d2.config import (
     fall_back_to_cpu,
 )
 from doublehead_d2.config.keys import explain, one_name_allowed, value_at
+from doublehead_d2.config.shared import check_device
 
 # What a first try is made with, for those who have named no config.
 FIRST = (
@@ -154,7 +155,7 @@ def get(
         name: name in the zoo, or path of a YAML file.
         weights: checkpoint to load: a path, URL or other name that detectron2's checkpointer takes,
             of a published model's original file, too; "published" as `trained`; None loads nothing.
-        device: overrides MODEL.DEVICE.
+        device: overrides MODEL.DEVICE; one that is not here is refused.
         trained: same as weights="published".
 
     Raises:
@@ -164,6 +165,7 @@ def get(
     trained = trained or weights == "published"
     cfg = get_config(name, trained=trained)
     if device is not None:
+        check_device("device", device)
         cfg.MODEL.DEVICE = device
     check_model(cfg)
     model = build_model(cfg)

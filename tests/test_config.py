@@ -106,6 +106,36 @@ def test_fall_back_to_cpu(
     assert cfg.MODEL.DEVICE == "cuda"
 
 
+@pytest.mark.parametrize(
+    "device", ["gpu", "cuda0", "cuda:x", "cudaa", "meta", "cpu:0", "", "xpu:99"]
+)
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_devices_that_are_none(device: str, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    cfg = default_cfg("MODEL.DEVICE", repr(device))
+    fall_back_to_cpu(cfg)
+    here = "'cpu', 'cuda', 'cuda:0', 'cuda:1'" if gpus else "'cpu'"
+    with pytest.raises(ValueError, match=f"MODEL.DEVICE is '{device}'; allowed here: {here}$"):
+        check_model(cfg)
+    with pytest.raises(ValueError, match=f"device is '{device}'; allowed here: {here}$"):
+        model_zoo.get("Shapes-Detection/double_head_rcnn_tiny.yaml", device=device)
+
+
+def test_numbers_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without CUDA the CPU takes the model, so that what is asked for need not be here.
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    check_model(default_cfg("MODEL.DEVICE", "cuda:9"))
+    with pytest.raises(ValueError, match="device is 'cuda'; allowed here: 'cpu'"):
+        model_zoo.get("Shapes-Detection/double_head_rcnn_tiny.yaml", device="cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    check_model(default_cfg("MODEL.DEVICE", "cuda:1"))
+    with pytest.raises(ValueError, match="'cuda:2'; allowed here: 'cpu', 'cuda', 'cuda:0', 'cud"):
+        check_model(default_cfg("MODEL.DEVICE", "cuda:2"))
+
+
 # --------------------------------------------------------------------------- before it is built
 
 DOUBLE_HEAD = "COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml"

@@ -6,6 +6,8 @@ from importlib import metadata
 
 import torch
 
+from doublehead_d2.config.shared import devices_here
+
 
 def machine(device: str) -> dict[str, str]:
     """The hardware that computes on `device`, and the versions of what computes there."""
@@ -41,7 +43,6 @@ def find_device(name: str | None) -> str:
     except (AssertionError, RuntimeError):  # a build without CUDA; no such device
         known = False
     if not known:
-        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        allowed = ["cpu", "cuda", *found] if found else ["cpu"]
+        allowed = [device for device in devices_here() if device != "mps"]
         raise ValueError(f"--device is '{name}'; allowed here: {', '.join(allowed)}")
     return "cpu" if torch.device(name).type == "cpu" else name  # there is one, cpu:0

@@ -1,6 +1,7 @@
 """Everything about a config that would fail later, looked at before anything is built."""
 
 import logging
+import re
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils.file_io import PathManager
 
 from doublehead_d2.config.defaults import SYSTEMS
-from doublehead_d2.config.shared import check_deformable_convolution, check_word
+from doublehead_d2.config.shared import check_deformable_convolution, check_device, check_word
 
 RESIZE_RULES = ("detectron2", "mmdet", "maskrcnn_benchmark")
 
@@ -42,6 +43,8 @@ def check_model(cfg: CfgNode) -> None:
         check_word("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, names)
         for system in SYSTEMS:
             system.check(cfg)
+    if not falls_back_to_cpu(cfg.MODEL.DEVICE):
+        check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
     check_deformable_convolution(cfg)
     check_word("INPUT.RESIZE_RULE", cfg.INPUT.RESIZE_RULE, RESIZE_RULES)
 
@@ -146,9 +149,14 @@ def check_batch(cfg: CfgNode) -> None:
         )
 
 
+def falls_back_to_cpu(device: str) -> bool:
+    """Whether :func:`fall_back_to_cpu` changes this value of MODEL.DEVICE."""
+    return bool(re.fullmatch(r"cuda(:\d+)?", device)) and not torch.cuda.is_available()
+
+
 def fall_back_to_cpu(cfg: CfgNode) -> None:
     """Where `cfg` asks for CUDA and there is none, set MODEL.DEVICE to the CPU and say so."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    if falls_back_to_cpu(cfg.MODEL.DEVICE):
         logger.warning(
             "MODEL.DEVICE is '%s', but CUDA is not available: using the CPU.", cfg.MODEL.DEVICE
         )

@@ -28,6 +28,29 @@ def check_between(key: str, value: float, lowest: float, highest: float = float(
         raise ValueError(f"{key} is {value}; allowed: {allowed}")
 
 
+def devices_here() -> list[str]:
+    """Names of the devices that a model can be on here, "cpu" first."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return names + (["mps"] if torch.backends.mps.is_available() else [])
+
+
+def check_device(key: str, name: str) -> None:
+    """Raise ValueError unless `name` is a device that computes here."""
+    found = devices_here()
+    known = name in found
+    # The CPU has no number: others ask for "cpu". Of other kinds only torch itself knows.
+    if not known and not name.startswith(("cpu", "cuda")):
+        try:
+            torch.zeros(1, device=name).item()
+            known = True
+        except (AssertionError, ImportError, RuntimeError):  # NotImplementedError is one, too
+            known = False
+    if not known:
+        raise ValueError(f"{key} is '{name}'; allowed here: {', '.join(map(repr, found))}")
+
+
 def check_deformable_convolution(cfg: CfgNode) -> None:
     """Refuse deformable convolution where it cannot run.
 
