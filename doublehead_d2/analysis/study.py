@@ -10,13 +10,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.paper_tables import EXT, EXT_MODES, METRICS
 from doublehead_d2.benchmark.machine import machine
 from doublehead_d2.config import fall_back_to_cpu, merge_opts
+from doublehead_d2.engine.log import start_logging
 from doublehead_d2.engine.schedule import scale_schedule
 from doublehead_d2.engine.trainer import Trainer
 from doublehead_d2.evaluation import ModesEvaluator, build_evaluator, score_modes
@@ -42,7 +42,7 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
     test_sets = cfg.DATASETS.TEST
     cfg.DATASETS.TEST = ()  # scored below, each row in its own way
     cfg.freeze()
-    setup_logger(str(folder), name="doublehead_d2")
+    start_logging(str(folder))
     default_setup(cfg, argparse.Namespace(config_file=""))
     start = time.perf_counter()
     trainer = Trainer(cfg)

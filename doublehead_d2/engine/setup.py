@@ -6,13 +6,14 @@ import os
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.file_io import PathManager
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.config import check_config, fall_back_to_cpu, merge_opts
+from doublehead_d2.config.keys import differences
 from doublehead_d2.data.check import check_datasets
 from doublehead_d2.data.classes import check_not_empty, class_names
+from doublehead_d2.engine.log import start_logging
 from doublehead_d2.engine.run_data import check_data
 from doublehead_d2.engine.schedule import scale_schedule
 
@@ -41,6 +42,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not os.path.isfile(path):
         path = model_zoo.get_config_file(path)
     cfg = model_zoo.read_config(path)
+    as_in_file = cfg.clone()
     merge_opts(cfg, args.opts or [])
     if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
         raise ValueError(
@@ -50,12 +52,22 @@ def setup(args: argparse.Namespace) -> CfgNode:
     notes = check_run(cfg, eval_only=args.eval_only, resume=args.resume)
 
     # From here on there is a folder of the job, and what is said is in its log.
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="doublehead_d2")
+    used = [] if args.resume or args.eval_only else _traces(cfg.OUTPUT_DIR)
+    start_logging(cfg.OUTPUT_DIR)
     for note in notes:
         logger.warning("%s", note)
     cfg = complete_config(cfg, eval_only=args.eval_only)
     cfg.freeze()
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
+    _report(cfg, as_in_file, args.config_file)
+    if used:
+        logger.warning(
+            "OUTPUT_DIR %s is the folder of another training (%s): this one starts anew and writes "
+            "into its files. To go on with that one, add --resume; to keep it, give another "
+            "OUTPUT_DIR.",
+            cfg.OUTPUT_DIR,
+            ", ".join(used),
+        )
     return cfg
 
 
@@ -105,3 +117,20 @@ def complete_config(cfg: CfgNode, *, eval_only: bool = False) -> CfgNode:
         cfg.DATASETS.CLASS_NAMES = class_names(cfg.DATASETS.TRAIN, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         cfg = scale_schedule(cfg)
     return cfg
+
+
+def _traces(folder: str) -> list[str]:
+    """Files in a folder that a training wrote."""
+    names = ("last_checkpoint", "metrics.json")
+    return [name for name in names if PathManager.isfile(os.path.join(folder, name))]
+
+
+def _report(cfg: CfgNode, as_in_file: CfgNode, name: str) -> None:
+    """Say which config it is and what this run changes of it."""
+    changes = differences(as_in_file, cfg)
+    logger.info(
+        "Config %s, %s\nThe whole of it is in %s, the environment in log.txt beside it.",
+        name,
+        "with these changes:\n  " + "\n  ".join(changes) if changes else "as it stands.",
+        os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+    )
