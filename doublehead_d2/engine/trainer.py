@@ -29,6 +29,7 @@ from doublehead_d2.config.checks import check_batch
 from doublehead_d2.data.naming_mapper import NamingMapper
 from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine.amp import AMPTrainer
+from doublehead_d2.engine.first_iterations import FirstIterations
 from doublehead_d2.engine.trained_config import TrainedConfigWriter
 from doublehead_d2.evaluation import (
     ModesEvaluator,
@@ -81,7 +82,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase | None]:
-        """The hooks of `DefaultTrainer`, and the one that leaves a config of the trained model."""
+        """The hooks of `DefaultTrainer`, one for early progress, one for the trained config."""
         hooks = super().build_hooks()
         if self.cfg.TEST.AUG.ENABLED:
             # Before the writers, which come last, and only once: it costs many evaluations.
@@ -90,6 +91,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             # First, since an evaluation that fails or is interrupted keeps the others from running.
             hooks.insert(0, TrainedConfigWriter(self.cfg))
+            hooks.append(FirstIterations())
         return hooks
 
     def state_dict(self) -> dict[str, Any]:
