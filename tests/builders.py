@@ -1,5 +1,7 @@
 """Small models and inputs that several test files build."""
 
+from functools import cache
+
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
@@ -48,9 +50,15 @@ def model_of(cfg: CfgNode) -> str:
     return "".join(node.dump() for node in (cfg.MODEL, cfg.INPUT, cfg.TEST))
 
 
+@cache
+def read_once(name: str) -> CfgNode:
+    """A config of the zoo, to be cloned: reading YAML takes longer than building a small model."""
+    return model_zoo.get_config(name)
+
+
 def small_cfg(*opts: object) -> CfgNode:
     """The Base config with heads of the reference arrays' size and 5 classes."""
-    cfg = model_zoo.get_config("COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml")
+    cfg = read_once("COCO-Detection/double_head_rcnn_R_50_FPN_1x.yaml").clone()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
