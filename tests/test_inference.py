@@ -9,6 +9,7 @@ import torch
 from detectron2.engine import DefaultPredictor
 
 from doublehead_d2 import model_zoo
+from doublehead_d2.data.resize import build_test_resize
 from doublehead_d2.inference import Predictor
 from doublehead_d2.inference import predictor as module
 
@@ -40,6 +41,33 @@ def test_bad_images_are_refused(
 
 def test_no_images(predictor: Predictor) -> None:
     assert predictor([]) == []
+
+
+@pytest.mark.parametrize("size", [(1, 500), (500, 1), (3, 20000)])
+def test_an_image_of_which_a_side_would_vanish_is_detected_on(
+    predictor: Predictor, size: tuple
+) -> None:
+    rng = np.random.default_rng(0)
+    thin = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    (alone,) = predictor([thin])
+    assert alone["instances"].image_size == size and len(alone["instances"])
+    boxes = alone["instances"].pred_boxes.tensor
+    assert (boxes >= 0).all() and (boxes <= torch.tensor([size[1], size[0]] * 2)).all()
+    assert len(predictor([thin, np.zeros((60, 80, 3), np.uint8)])) == 2
+
+
+def test_default_predictor_detects_on_it_with_our_resize(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    cfg = predictor.cfg.clone()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    torch.save({"model": predictor.model.state_dict()}, cfg.MODEL.WEIGHTS)
+    default, image = DefaultPredictor(cfg), np.full((1, 500, 3), 99, np.uint8)
+    with pytest.raises(ValueError):  # detectron2's own, before the model is asked
+        default(image)
+    default.aug = build_test_resize(cfg)
+    got, expected = default(image)["instances"], predictor([image])[0]["instances"]
+    torch.testing.assert_close(got.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
 def test_unknown_input_format_is_refused() -> None:
