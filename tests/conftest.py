@@ -121,6 +121,18 @@ def shapes() -> Path:
 
 
 @pytest.fixture
+def catalogs() -> Iterator[None]:
+    """Takes away what a test has registered in detectron2's catalogs."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
 def server() -> Iterator[Server]:
     server = Server()
     # It looks every few milliseconds whether to stop.

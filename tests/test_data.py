@@ -1,6 +1,5 @@
 """Registration of the shapes data set, the check that data sets are there, and evaluation on it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +22,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "shapes"
     assert write_shapes(root, **COUNTS)
     return root
-
-
-@pytest.fixture
-def catalogs() -> Iterator[None]:
-    """Takes away what a test has registered."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 @pytest.fixture

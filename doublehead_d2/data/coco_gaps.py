@@ -16,15 +16,15 @@ def describe_gaps(annotations: Sequence[Record]) -> str:
     """What :func:`fill_gaps` would fill in, as a sentence; empty if nothing."""
     gaps = Counter(gap for annotation in annotations for gap in _gaps(annotation))
     filled = {
-        "iscrowd": "have no 'iscrowd', which is taken as 0",
-        "area": "no 'area', which is taken from mask or box",
-        "num_keypoints": "no 'num_keypoints', which are counted",
-        "id": "an 'id' that COCO's metric cannot take (0, or no number), and all are numbered anew",
+        "iscrowd": "'iscrowd' is missing in {:,} and taken as 0",
+        "area": "'area' is missing in {:,} and taken from mask or box",
+        "num_keypoints": "'num_keypoints' is missing in {:,} and counted",
+        "id": "'id' is 0 or no number in {:,}, which COCO's metric cannot take: all are numbered",
     }
-    parts = [f"{gaps[key]:,} {words}" for key, words in filled.items() if gaps[key]]
+    parts = [words.format(gaps[key]) for key, words in filled.items() if gaps[key]]
     if not parts:
         return ""
-    return f"for the evaluation, of {len(annotations):,} annotations " + "; ".join(parts)
+    return f"for the evaluation, of {len(annotations):,} annotations: {'; '.join(parts)}"
 
 
 def fill_gaps(coco: COCO) -> str:

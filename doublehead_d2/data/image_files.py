@@ -48,11 +48,9 @@ def inspect_images(images: Sequence[ImageFile], faults: Faults) -> list[str]:
     Returns:
         notes: what detectron2 does to these images that may not be expected.
     """
-    chosen = [images[i * len(images) // MOST] for i in range(MOST)]
-    notes = []
-    if len(images) <= MOST:
-        chosen = list(images)
-    else:
+    chosen, notes = list(images), []
+    if len(images) > MOST:
+        chosen = [images[i * len(images) // MOST] for i in range(MOST)]
         _find_missing(images, faults)
         notes.append(f"of {len(images):,} images, the sizes of {MOST:,} were looked at")
     with ThreadPoolExecutor(THREADS) as pool:
@@ -114,17 +112,17 @@ def _fault(image: ImageFile, header: Header) -> str:
 
 def _notes(images: Sequence[ImageFile], headers: Sequence[Header]) -> list[str]:
     kinds = {
-        "are turned by their EXIF orientation as they are read; boxes must be those of the turned "
-        "image": [x.orientation in TURNING for x in headers],
-        "have more than 8 bits a pixel, and values above 255 become 255 (white) as they are read; "
-        "convert them to 8 bits": [x.clipped for x in headers],
-        "have 16 bits a colour, of which the upper 8 are read": [x.halved for x in headers],
+        "images that their EXIF orientation turns as they are read (boxes must be those of the "
+        "turned image)": [x.orientation in TURNING for x in headers],
+        "images with more than 8 bits a pixel, whose values above 255 become 255, that is white, "
+        "as they are read (convert them to 8 bits)": [x.clipped for x in headers],
+        "images with 16 bits a colour, of which the upper 8 are read": [x.halved for x in headers],
     }
     notes = []
     for words, those in kinds.items():
         found = [image.path for image, is_one in zip(images, those, strict=True) if is_one]
         if found:
-            notes.append(f"{len(found):,} images {words}; the first is '{found[0]}'")
+            notes.append(f"{words}: {len(found):,}, the first is '{found[0]}'")
     return notes
 
 
