@@ -12,10 +12,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from servers import Server
+
+if TYPE_CHECKING:
+    from places import Place
 
 # Processes that tests start import this file, too: they share the first one's place.
 INHERITED = "DOUBLEHEAD_D2_TEST_RUN"
@@ -130,6 +134,24 @@ def catalogs() -> Iterator[None]:
     for name in set(DatasetCatalog.list()) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture(scope="session")
+def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images to train on and four to test with, in both layouts; not to be changed."""
+    from doublehead_d2.data import write_shapes
+
+    root = tmp_path_factory.mktemp("small") / "shapes"
+    write_shapes(root, num_train=6, num_val=4)
+    return root
+
+
+@pytest.fixture
+def place(small_shapes: Path, tmp_path: Path, catalogs: None) -> "Place":
+    """Makes and registers changed copies of the small shapes."""
+    from places import Place
+
+    return Place(small_shapes, tmp_path)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
+from builders import small_cfg
 from conftest import TINY_EXT
 from doublehead_d2 import model_zoo
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer, convert_checkpoint, published
@@ -352,3 +353,56 @@ def test_proposals_with_code_are_not_loaded(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"proposals.pkl' is refused: .* \w+\.system, and"):
             build()
     assert not marker.exists()
+
+
+# ------------------------------------------------------------------------------- not finite
+
+
+def save_broken(path: Path, model: torch.nn.Module, value: float, *, half: bool = False) -> Path:
+    """A checkpoint of `model` with `value` in one of its tensors."""
+    state = {key: x.clone() for key, x in model.state_dict().items()}
+    broken = state["roi_heads.box_predictor.cls_score.bias"]
+    broken[1] = value
+    if half:
+        state["roi_heads.box_predictor.cls_score.bias"] = broken.half()
+    if path.suffix == ".pkl":
+        arrays = {key: x.numpy() for key, x in state.items()}
+        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "test"}))
+    else:
+        torch.save({"model": state}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pkl"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    model = build_model(small_cfg())
+    path = save_broken(tmp_path / name, model, value)
+    before = {key: x.clone() for key, x in model.state_dict().items()}
+    expected = (
+        rf"'{path}' holds weights that are not finite \(NaN or infinite\) in 1 of {len(before)} "
+        r"tensors: roi_heads.box_predictor.cls_score.bias; allowed: finite"
+    )
+    with pytest.raises(ValueError, match=expected):
+        DoubleHeadCheckpointer(model).load(str(path))
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def test_halves_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = build_model(small_cfg())
+    path = save_broken(tmp_path / "a.pth", model, float("nan"), half=True)
+    with pytest.raises(ValueError, match="not finite"):
+        DoubleHeadCheckpointer(model).load(str(path))
+
+
+def test_of_what_the_model_has_not_nothing_is_asked(tmp_path: Path) -> None:
+    model = build_model(small_cfg())
+    state = {**model.state_dict(), "another.weight": torch.tensor([float("nan")])}
+    torch.save({"model": state}, tmp_path / "a.pth")
+    DoubleHeadCheckpointer(model).load(str(tmp_path / "a.pth"))
+
+
+def test_a_predictor_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:
+    path = save_broken(tmp_path / "a.pth", build_model(small_cfg()), float("nan"))
+    with pytest.raises(ValueError, match="a.pth' holds weights that are not finite"):
+        Predictor(small_cfg("MODEL.WEIGHTS", str(path)))
