@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from conftest import TINY_EXT
 from doublehead_d2.data import write_shapes
+from doublehead_d2.data.classes import Named, compare_classes
 from doublehead_d2.engine import argument_parser, check_run, complete_config, launch, setup
 from places import CLASSES, Data, Place, cfg_for, notes_of, refusal, set_in, without
 
@@ -82,6 +83,11 @@ def test_number_of_classes_is_checked_everywhere(place: Place) -> None:
     train = place.coco("train")
     expected = f"NUM_CLASSES is 80, but data set '{train}' has 3 classes: circle, rectangle, tri"
     assert expected in refusal(place, train, (), "MODEL.ROI_HEADS.NUM_CLASSES", 80)
+
+
+def test_lists_of_different_lengths_are_not_compared_by_place() -> None:
+    with pytest.raises(ValueError, match=r"A has .*, B has .*; allowed: the same classes in the"):
+        compare_classes(Named("A", CLASSES), Named("B", CLASSES[:2]))
 
 
 def test_training_sets_have_the_same_names(place: Place) -> None:
