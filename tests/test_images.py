@@ -99,3 +99,12 @@ def test_a_decoder_that_fails_with_anything_is_a_damaged_file(
     monkeypatch.setattr(Image.Image, "convert", fail)
     with pytest.raises(ValueError, match="whole.jpg: damaged: unpack requires a buffer"):
         read_bgr("whole.jpg")
+
+
+def test_a_large_image_is_read_without_a_word(
+    odd_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # Pillow warns above it, up to twice
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_bgr("whole.jpg").shape == (60, 80, 3)

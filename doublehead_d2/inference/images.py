@@ -29,9 +29,8 @@ def read_bgr(file_name: str) -> np.ndarray:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             _refuse_deep_pixels(file_name)
             return np.ascontiguousarray(read_image(file_name, format="BGR"))
-    except (
-        Exception
-    ) as error:  # decoders meet damage with whatever comes: struct.error, SyntaxError
+    # Decoders meet damage with whatever comes: SyntaxError, struct.error.
+    except Exception as error:
         raise ValueError(f"{file_name}: {_reason(file_name, error)}") from error
 
 
