@@ -101,27 +101,29 @@ class ClassVisualizer(Visualizer):
             scale: size of the picture relative to that of the image.
         """
         super().__init__(img_rgb, metadata=metadata, scale=scale)
-        self._classes: list[int] = []
+        self._classes: list[int] | None = None  # of what is drawn next
         # Drawn last, in pixels of the picture; the next text is its label.
         self._box: Box | None = None
         self._box_color: Any = None
         self._labels: list[tuple[Any, Box | None]] = []  # matplotlib's texts and their boxes
 
-    def draw_instance_predictions(self, predictions: Instances) -> VisImage:
+    def draw_instance_predictions(self, predictions: Instances, **kwargs: Any) -> VisImage:
         """As detectron2, a colour a class."""
         self._classes = predictions.pred_classes.tolist()
-        return super().draw_instance_predictions(predictions)
+        return super().draw_instance_predictions(predictions, **kwargs)
 
     def draw_dataset_dict(self, dic: dict[str, Any]) -> VisImage:
         """As detectron2, a colour a class."""
-        self._classes = [annotation["category_id"] for annotation in dic.get("annotations") or []]
+        if annotations := dic.get("annotations"):
+            self._classes = [annotation["category_id"] for annotation in annotations]
         return super().draw_dataset_dict(dic)
 
     def overlay_instances(self, **kwargs: Any) -> VisImage:
-        """As detectron2, in the colours of the classes, labels where they cover none before."""
-        colors = [self._color(index) for index in self._classes]
-        self._labels = []
-        output = super().overlay_instances(**{**kwargs, "assigned_colors": colors})
+        """As detectron2, labels where they cover none; colours are those given or of classes."""
+        classes, self._classes, self._labels = self._classes, None, []
+        if kwargs.get("assigned_colors") is None and classes is not None:
+            kwargs["assigned_colors"] = [self._color(index) for index in classes]
+        output = super().overlay_instances(**kwargs)
         self._arrange()
         return output
 

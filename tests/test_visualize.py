@@ -97,6 +97,16 @@ def test_colors_follow_the_boxes_when_the_largest_is_drawn_first() -> None:
     assert not has_color(picture[30:90, 30:96], bgr(class_color(1)))
 
 
+def test_what_is_drawn_besides_keeps_its_colors() -> None:
+    visualizer = ClassVisualizer(GRAY, METADATA, 6.0)
+    visualizer.draw_instance_predictions(detections(0.9))
+    boxes = Boxes(torch.tensor([[5.0, 5, 15, 15], [30, 20, 90, 60]]))
+    visualizer.overlay_instances(boxes=boxes)  # random ones, of no class
+    visualizer.overlay_instances(boxes=boxes, assigned_colors=[(1, 1, 1), (0, 0, 0)])
+    picture = visualizer.output.get_image()
+    assert has_color(picture, np.array([255, 255, 255])) and has_color(picture, np.zeros(3))
+
+
 def test_colors_of_many_classes_differ() -> None:
     # Red first; then a golden section of the circle of hues on, 222 degrees, which is a blue.
     assert class_color(0) == pytest.approx((1, 0.25, 0.25))
