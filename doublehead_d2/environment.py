@@ -7,8 +7,10 @@ all, and the doctor runs where nothing else can be.
 import ast
 import importlib.metadata
 import importlib.util
+import itertools
 import re
 import sys
+import warnings
 from pathlib import Path
 
 # As run from a checkout.
@@ -23,6 +25,13 @@ MODULES = {
     "pyyaml": "yaml",
     "hydra-core": "hydra",
 }
+# What torch tells detectron2 and fvcore, by its beginning; nothing that a user does changes it.
+WARNINGS = (
+    r"`torch\.jit\.script` is deprecated",
+    r"torch\.meshgrid: in an upcoming release",
+    r"TypedStorage is deprecated",
+    r"`broadcast_buffers` is deprecated",
+)
 
 
 def require_detectron2() -> None:
@@ -41,6 +50,28 @@ def running_doctor() -> bool:
     """Whether this process was started as `python -m doublehead_d2.tools.doctor`."""
     words = sys.orig_argv
     return any(words[i : i + 2] == ["-m", DOCTOR] for i in range(1, len(words)))
+
+
+def running_program(package: Path) -> bool:
+    """Whether this process was started as train_net.py or as a tool, rather than by others.
+
+    Args:
+        package: folder of the package.
+    """
+    script = Path(sys.argv[0] if sys.argv else "").resolve()
+    words = sys.orig_argv
+    tools = any(
+        word == "-m" and module.startswith(f"{package.name}.tools.")
+        for word, module in itertools.pairwise(words)
+    )
+    # The processes that one starts inherit its script.
+    return tools or script in (package.parent / "train_net.py", *package.glob("tools/*.py"))
+
+
+def ignore_warnings() -> None:
+    """Ignore `WARNINGS`, unless a filter that is there, such as -W, says otherwise."""
+    for beginning in WARNINGS:
+        warnings.filterwarnings("ignore", message=beginning, append=True)
 
 
 def declared_requirements(package: Path) -> tuple[str, ...]:

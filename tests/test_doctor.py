@@ -5,6 +5,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from doublehead_d2.environment import (
     INSTALL_DETECTRON2,
     declared_requirements,
     distribution_of,
+    ignore_warnings,
     module_of,
     require_detectron2,
     running_doctor,
+    running_program,
 )
 from doublehead_d2.tools.doctor import (
     REINSTALL_DETECTRON2,
@@ -47,6 +50,7 @@ dev = ["pytest>=8"]
 # Python imports a sitecustomize from PYTHONPATH before anything else.
 HIDE = """
 import sys
+import warnings
 from importlib.machinery import PathFinder
 
 class Hide(PathFinder):
@@ -299,3 +303,65 @@ def test_package_without_detectron2(without_detectron2: Path) -> None:
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("ImportError: detectron2 is not installed: run `" + INSTALL_DETECTRON2)
+
+
+# --------------------------------------------------------------------------- warnings
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [
+        (str(ROOT / "train_net.py"), ["python", "train_net.py"], True),
+        (str(ROOT / "doublehead_d2" / "tools" / "demo.py"), ["python", "-c", "spawn"], True),
+        ("-m", ["python", "-W", "error", "-m", "doublehead_d2.tools.demo"], True),
+        ("elsewhere/train_net.py", ["python", "elsewhere/train_net.py"], False),
+        ("", ["python"], False),
+        ("-m", ["python", "-m", "pytest", "doublehead_d2.tools.demo"], False),
+    ],
+)
+def test_running_program(
+    script: str, words: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script])
+    monkeypatch.setattr(sys, "orig_argv", words)
+    assert running_program(ROOT / "doublehead_d2") is expected
+
+
+def test_filters_of_the_user_count(recwarn: pytest.WarningsRecorder) -> None:
+    said = (
+        "`torch.jit.script` is deprecated. Please switch",
+        "torch.meshgrid: in an upcoming release",
+    )
+    for action, expected in ((None, 0), ("always", 2)):
+        with warnings.catch_warnings():
+            warnings.resetwarnings()
+            if action:
+                warnings.simplefilter(action)
+            ignore_warnings()
+            for message in said:
+                warnings.warn(message, FutureWarning, stacklevel=1)
+        assert len(recwarn) == expected
+    recwarn.clear()
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        ignore_warnings()
+        warnings.warn("torch.something is deprecated", FutureWarning, stacklevel=1)
+    assert len(recwarn) == 1
+
+
+@pytest.mark.slow
+def test_importing_the_package_leaves_filters_alone() -> None:
+    code = "import warnings; import detectron2.engine; n = len(warnings.filters); "
+    code += "import doublehead_d2; assert len(warnings.filters) == n"
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_a_tool_says_what_it_has_to_say() -> None:
+    command = ("-m", "doublehead_d2.tools.complexity", "nowhere.yaml")
+    result = python(*command)
+    assert result.returncode == 1
+    assert result.stderr.startswith("no config file 'nowhere.yaml'")
+    # A new warning of torch is seen here; a user who asks for this one sees it, too.
+    assert "is deprecated" in python("-W", "default", *command).stderr

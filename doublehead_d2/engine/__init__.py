@@ -1,8 +1,7 @@
 """Launching, setting up and running training and evaluation."""
 
-from detectron2.engine import default_argument_parser as argument_parser
-
 from doublehead_d2.engine.launch import launch
+from doublehead_d2.engine.program import argument_parser, run
 from doublehead_d2.engine.setup import check_run, complete_config, setup
 from doublehead_d2.engine.train import main
 from doublehead_d2.engine.trainer import Trainer
@@ -14,5 +13,6 @@ __all__ = [
     "complete_config",
     "launch",
     "main",
+    "run",
     "setup",
 ]

@@ -44,7 +44,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = model_zoo.read_config(path)
     as_in_file = cfg.clone()
     merge_opts(cfg, args.opts or [])
-    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+    resumes = args.resume and "last_checkpoint" in _traces(cfg.OUTPUT_DIR)
+    if args.eval_only and not resumes and not cfg.MODEL.WEIGHTS:
         raise ValueError(
             "--eval-only would evaluate random weights: MODEL.WEIGHTS is empty; "
             "add `MODEL.WEIGHTS path/to/model_final.pth`"

@@ -1,6 +1,8 @@
 """What one process of a training or evaluation job does."""
 
 import argparse
+import logging
+import os
 from typing import Any
 
 from detectron2.evaluation import verify_results
@@ -10,6 +12,8 @@ from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.engine.memory import keep_freed_memory
 from doublehead_d2.engine.setup import setup
 from doublehead_d2.engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -21,6 +25,9 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     Returns:
         results by task (by data set, then task, if there are several), e.g. `["bbox"]["AP"]` in
         percent; None from training without TEST.EXPECTED_RESULTS.
+
+    Raises:
+        KeyboardInterrupt: the training was interrupted; how to go on is in the log.
     """
     cfg = setup(args)
     if cfg.MODEL.DEVICE == "cpu":
@@ -28,7 +35,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
+        return _train(trainer, resume=args.resume)
 
     model = Trainer.build_model(cfg)
     checkpointer = DoubleHeadCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -39,3 +46,38 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+def _train(trainer: Trainer, *, resume: bool) -> dict[str, Any] | None:
+    """Train, and say where a resumed training begins and how an interrupted one goes on."""
+    folder, before = trainer.cfg.OUTPUT_DIR, _last_checkpoint(trainer)
+    if resume and before is None:
+        logger.warning("--resume: %s has no checkpoint; the training begins anew.", folder)
+    elif resume and trainer.start_iter >= trainer.max_iter:
+        logger.warning(
+            "--resume: nothing is left to train. %s was saved after %d iterations, and "
+            "SOLVER.MAX_ITER is %d; to train on, set it above %d.",
+            trainer.checkpointer.get_checkpoint_file(),
+            trainer.start_iter,
+            trainer.max_iter,
+            trainer.start_iter,
+        )
+    try:
+        return trainer.train()
+    except KeyboardInterrupt:
+        after, period = _last_checkpoint(trainer), trainer.cfg.SOLVER.CHECKPOINT_PERIOD
+        # One that was there before belongs to another training, unless this one resumed it.
+        if after is None or (after == before and not resume):
+            way = f"has no checkpoint yet (SOLVER.CHECKPOINT_PERIOD is {period})"
+        else:
+            way = f"goes on from {trainer.checkpointer.get_checkpoint_file()} with --resume"
+        logger.warning("Interrupted in iteration %d; the training %s.", trainer.iter, way)
+        raise
+
+
+def _last_checkpoint(trainer: Trainer) -> int | None:
+    """When the file that names the last checkpoint was written, None without one."""
+    try:
+        return os.stat(os.path.join(trainer.cfg.OUTPUT_DIR, "last_checkpoint")).st_mtime_ns
+    except OSError:
+        return None

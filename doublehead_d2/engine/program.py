@@ -1,0 +1,94 @@
+"""What train_net.py does around a job: a mistake ends in a line, Ctrl-C without a traceback."""
+
+import argparse
+import logging
+import re
+import sys
+import traceback
+from typing import Any
+
+from detectron2.engine import default_argument_parser
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+from doublehead_d2.engine.launch import launch
+from doublehead_d2.engine.train import main
+from doublehead_d2.environment import ignore_warnings
+
+INTERRUPTED = 130  # what a shell gives to a program that Ctrl-C ended
+
+
+class MistakeError(Exception):
+    """What the user has to mend, said by a process of the job."""
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """detectron2's options, and --traceback."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where in the code a mistake was noticed"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train or evaluate in as many processes as `args` ask for, as `launch` with `main`.
+
+    Args:
+        args: what :func:`argument_parser` gives.
+
+    Returns:
+        the exit status: 1 after a mistake in options, config or files, which is said in a line
+        (with `args.traceback` it is raised); 130 after Ctrl-C.
+
+    Raises:
+        Exception: whatever is no such mistake.
+    """
+    # When one process fails, torch warns that it ends the others.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    try:
+        launch(
+            _job,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        mistake = _mistake(error)
+        if args.traceback or mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _job(args: argparse.Namespace) -> dict[str, Any] | None:
+    """One process of the job. Another process learns of an error by its text alone."""
+    ignore_warnings()
+    try:
+        return main(args)
+    except Exception as error:
+        mistake = _mistake(error)
+        if args.traceback or mistake is None:
+            raise
+        raise MistakeError(mistake) from None
+
+
+def _mistake(error: Exception) -> str | None:
+    """What an error says if it is a mistake of the user; None if it may be one of the code.
+
+    The package's own code refuses what the user gave with a ValueError, the system with an OSError.
+    """
+    if isinstance(error, MistakeError | OSError):
+        return str(error)
+    if isinstance(error, ProcessRaisedException):
+        found = re.search(rf"^{__name__}\.{MistakeError.__name__}: (.*)", str(error), re.M | re.S)
+        return found[1].rstrip() if found else None
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_by = frame.f_globals.get("__name__", "")
+    is_ours = raised_by.split(".")[0] == __name__.split(".")[0]
+    return str(error) if isinstance(error, ValueError) and is_ours else None

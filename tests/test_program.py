@@ -1,0 +1,193 @@
+"""What train_net.py says of mistakes, errors and interruptions, and how it ends."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+
+from conftest import REPOSITORY, TINY_EXT
+from doublehead_d2 import model_zoo
+from doublehead_d2.config import merge_opts
+from doublehead_d2.engine import Trainer, argument_parser, main, program, run, setup
+
+SHORT = ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
+
+
+def mistake() -> None:
+    merge_opts(model_zoo.get_config(TINY_EXT), ["SOLVER.MAX_ITTER", "5"])
+
+
+def foreign_error() -> None:
+    torch.zeros(2).expand(3).view(7)  # RuntimeError
+
+
+def foreign_value_error() -> None:
+    int("x")
+
+
+def assertion() -> None:
+    raise AssertionError("of ours")
+
+
+def missing_file() -> None:
+    Path("nowhere.txt").read_text()
+
+
+def status_of(
+    does: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *words: str, processes: int = 1
+) -> int:
+    monkeypatch.setattr(program, "main", lambda args: does())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    return run(argument_parser().parse_args([*words, "--num-gpus", str(processes)]))
+
+
+@pytest.mark.parametrize(
+    ("does", "line"),
+    [
+        (mistake, "error: 'SOLVER.MAX_ITTER' is no config key; did you mean SOLVER.MAX_ITER"),
+        (missing_file, "error: [Errno 2] No such file or directory: 'nowhere.txt'"),
+    ],
+)
+def test_a_mistake_ends_in_a_line(
+    does: Callable[[], None],
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert status_of(does, monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count("\n") == 1
+    with pytest.raises((ValueError, OSError)):
+        status_of(does, monkeypatch, "--traceback")
+
+
+@pytest.mark.parametrize("does", [foreign_error, foreign_value_error, assertion])
+def test_an_error_of_code_keeps_its_traceback(
+    does: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This file is none of the package: what it raises is not told from what torch raises.
+    with pytest.raises((RuntimeError, ValueError, AssertionError)) as error:
+        status_of(does, monkeypatch)
+    assert not isinstance(error.value, program.MistakeError)
+
+
+def test_options_that_cannot_be_met(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert status_of(mistake, monkeypatch, processes=0) == 1
+    assert capsys.readouterr().err.startswith("error: --num-gpus 0 --num-machines 1: both must be")
+
+
+def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert status_of(interrupt, monkeypatch) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+# --------------------------------------------------------------------------- resuming
+
+
+class Interrupt(HookBase):
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
+def warnings_of(output: Path, *words: str, interrupt: int) -> list[str]:
+    """What `main` warns of a training; `interrupt` is the iteration that Ctrl-C comes in."""
+    log, build = output / "log.txt", Trainer.build_hooks
+    before = log.read_text() if log.exists() else ""
+    words = ("--config-file", TINY_EXT, *words, *SHORT, "OUTPUT_DIR", str(output))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "build_hooks", lambda self: [*build(self), Interrupt(interrupt)])
+        with pytest.raises(KeyboardInterrupt):
+            main(argument_parser().parse_args(words))
+    lines = log.read_text().removeprefix(before).splitlines()
+    return [line.split("WARNING: ")[1] for line in lines if "engine.train WARNING" in line]
+
+
+@pytest.mark.slow
+def test_what_is_said_of_resuming(shapes: Path, tmp_path: Path) -> None:
+    often, seldom = (["SOLVER.CHECKPOINT_PERIOD", period] for period in ("1", "100"))
+    none_yet = "Interrupted in iteration 0; the training has no checkpoint yet (SOLVER.CHECKPOINT_P"
+    (line,) = warnings_of(tmp_path, *seldom, interrupt=0)
+    assert line == f"{none_yet}ERIOD is 100)."
+
+    first, second = warnings_of(tmp_path, "--resume", *often, interrupt=1)
+    assert first == f"--resume: {tmp_path} has no checkpoint; the training begins anew."
+    saved = tmp_path / "model_0000001.pth"
+    goes_on = f"the training goes on from {saved} with --resume."
+    assert second == f"Interrupted in iteration 1; {goes_on}"
+
+    # Before it has a checkpoint of its own, a resumed training goes on from the one that it had.
+    lines = warnings_of(tmp_path, "--resume", *seldom, interrupt=2)
+    assert lines == [f"Interrupted in iteration 2; {goes_on}"]
+    # Another training does not.
+    (line,) = warnings_of(tmp_path, *seldom, interrupt=0)
+    assert line.startswith(none_yet)
+
+
+@pytest.mark.slow
+def test_nothing_left_to_train(shapes: Path, tmp_path: Path) -> None:
+    for words in (["SOLVER.MAX_ITER", "2"], ["--resume", "SOLVER.MAX_ITER", "1"]):
+        words = ["--config-file", TINY_EXT, *words, *SHORT, "OUTPUT_DIR", str(tmp_path)]
+        main(argument_parser().parse_args(words))
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("nothing is left to train") == 1
+    said = f"{tmp_path / 'model_final.pth'} was saved after 2 iterations, and SOLVER.MAX_ITER is 1;"
+    assert f"{said} to train on, set it above 2.\n" in log
+
+
+def test_resuming_an_evaluation_of_nothing(shapes: Path, tmp_path: Path) -> None:
+    words = ["--config-file", TINY_EXT, "--eval-only", "--resume", "OUTPUT_DIR", str(tmp_path)]
+    with pytest.raises(ValueError, match="random weights: MODEL.WEIGHTS is empty"):
+        setup(argument_parser().parse_args(words))
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    setup(argument_parser().parse_args(words))
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def train_net(*words: str) -> list[str]:
+    return [sys.executable, str(REPOSITORY / "train_net.py"), "--config-file", TINY_EXT, *words]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests gloo processes without a GPU")
+def test_a_mistake_in_two_processes(shapes: Path, tmp_path: Path) -> None:
+    words = [*SHORT, "OUTPUT_DIR", "out", "MODEL.WEIGHTS", "nowhere.pth"]
+    command = train_net("--num-gpus", "2", "--dist-url", "auto", *words)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: there is no checkpoint 'nowhere.pth'")
+    assert "Traceback" not in result.stdout
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_names_resume(shapes: Path, tmp_path: Path) -> None:
+    command = train_net(*SHORT, "OUTPUT_DIR", "out", "SOLVER.CHECKPOINT_PERIOD", "1")
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    said = ""
+    while " iter: 1 " not in said:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        said += line
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=300)
+    assert process.returncode == 130 and errors.splitlines() == ["interrupted"]
+    assert "with --resume.\n" in rest and "the training goes on from out/model_00000" in rest
+    assert "with --resume.\n" in (tmp_path / "out" / "log.txt").read_text()
