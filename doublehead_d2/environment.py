@@ -17,13 +17,16 @@ from pathlib import Path
 INSTALL_DETECTRON2 = "python dev/install_detectron2.py"
 DOCTOR = "doublehead_d2.tools.doctor"
 
-# What to import of a distribution where that is not its name; a compiled part if it has one.
+# What to import of a distribution where that is not its name: what is used of it, a compiled part
+# if it has one.
 MODULES = {
     "opencv-python": "cv2",
+    "matplotlib": "matplotlib.pyplot",
     "pillow": "PIL.Image",
     "pycocotools": "pycocotools.mask",
     "pyyaml": "yaml",
     "hydra-core": "hydra",
+    "tensorboard": "tensorboard.summary.writer.event_file_writer",
 }
 # What torch tells detectron2 and fvcore, by its beginning; nothing that a user does changes it.
 WARNINGS = (

@@ -27,6 +27,8 @@ from doublehead_d2.tools.doctor import (
     Facts,
     Finding,
     diagnose,
+    find_broken,
+    find_detectron2,
     release,
     split_requirement,
     statements,
@@ -56,7 +58,7 @@ from importlib.machinery import PathFinder
 class Hide(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name.partition(".")[0] in {modules}:
+        if name in {modules} or name.partition(".")[0] in {modules}:
             return None
         return super().find_spec(name, path, target)
 
@@ -145,7 +147,8 @@ def test_each_requirement_missing_or_broken(line: str) -> None:
 
 
 def test_a_new_requirement_is_imported() -> None:
-    assert statements(["some_package>=1"])["some_package"] == "import some_package"
+    step = statements(["some_package>=1"])["some_package"]
+    assert step.splitlines()[0] == "import some_package"
 
 
 def test_modules_and_distributions_are_each_others_inverse() -> None:
@@ -303,6 +306,46 @@ def test_package_without_detectron2(without_detectron2: Path) -> None:
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("ImportError: detectron2 is not installed: run `" + INSTALL_DETECTRON2)
+
+
+@pytest.mark.slow
+def test_doctor_where_matplotlib_is_not_whole(tmp_path: Path) -> None:
+    hide(tmp_path, modules=["matplotlib.pyplot"], distributions=[])
+    result = python("-m", "doublehead_d2.tools.doctor", path=tmp_path)
+    assert result.returncode == 1, result.stdout + result.stderr
+    error = "ModuleNotFoundError: No module named 'matplotlib.pyplot'"
+    assert f"\nfail: matplotlib.pyplot does not work ({error})\n" in result.stdout
+
+
+def test_what_is_left_of_a_package_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "removed" / "data").mkdir(parents=True)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    answer = try_statements({"removed": statements(["removed"])["removed"]})["removed"]
+    assert answer.error == "AssertionError: nothing is left of removed but a folder"
+    (tmp_path / "removed" / "__init__.py").touch()
+    assert try_statements({"removed": statements(["removed"])["removed"]})["removed"] == Answer()
+
+
+def test_warnings_that_are_errors_are_not_blamed_on_packages() -> None:
+    facts = healthy()
+    warns, fails = "FutureWarning: old\nstyle", "ImportError: no"
+    facts.answers["detectron2.data"] = Answer(warns)
+    facts.answers["numpy"] = Answer(warns)
+    facts.answers["detectron2.engine"] = Answer(fails)
+    warned, broken = diagnose(facts)[0], find_detectron2(facts)[0]
+    assert warned.what.startswith("warnings are errors here, and these warn: detectron2.data, num")
+    assert warned.severity == "fail" and "PYTHONWARNINGS" in warned.command
+    assert find_broken(facts) == [] and fails in broken.what
+
+
+@pytest.mark.slow
+def test_doctor_where_warnings_are_errors() -> None:
+    result = python("-W", "error", "-m", "doublehead_d2.tools.doctor")
+    # Were nothing of it to warn one day, nothing would fail.
+    code = "import detectron2.engine, detectron2.evaluation, detectron2.data"
+    fails = python("-W", "error", "-c", code).returncode
+    assert result.returncode == fails, result.stdout + result.stderr
+    assert ("fail: warnings are errors here" in result.stdout) == bool(fails)
 
 
 # --------------------------------------------------------------------------- warnings

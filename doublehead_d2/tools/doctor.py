@@ -30,12 +30,11 @@ REINSTALL_TORCH = "pip install --force-reinstall torch torchvision"
 
 # One of them is enough.
 OPENCV = tuple(f"opencv-{x}" for x in ("python", "python-headless", "contrib-python"))
-PARTS = ("config", "data", "modeling", "checkpoint", "engine", "evaluation")
+PARTS = ("config", "data", "modeling", "checkpoint", "engine", "evaluation", "utils.visualizer")
 
 # The importing process answers a line per statement: the first one without an answer crashed it.
 CHILD = """
-import json, os, sys, warnings
-warnings.simplefilter("ignore")
+import json, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 for name, statement in json.loads(sys.argv[1]).items():
@@ -103,13 +102,19 @@ def find_module(name: str) -> Path | None:
 def statements(requirements: Sequence[str]) -> dict[str, str]:
     """The imports to try, from the ground up; `value` is what is shown of each."""
     modules = [module_of(split_requirement(line)[0]) for line in requirements]
+    # Of a package that was not wholly removed, a folder may be left that can be imported.
+    whole = "\nassert {0}.__file__, 'nothing is left of {0} but a folder'"
     one_box = "torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5"
     cuda = (
         "import torch\ncount = torch.cuda.device_count() if torch.cuda.is_available() else 0\n"
         "value = ', '.join(torch.cuda.get_device_name(i) for i in range(count))"
     )
     return {
-        **{name: f"import {name}" for name in modules if name not in ("torch", "torchvision")},
+        **{
+            name: f"import {name}" + whole.format(name.split(".")[0])
+            for name in modules
+            if name not in ("torch", "torchvision")
+        },
         "torch": "import torch; value = str(torch.version.cuda)",
         "torchvision": f"import torch, torchvision; torchvision.ops.nms({one_box})",
         "cuda": cuda,
@@ -122,7 +127,9 @@ def try_statements(steps: Mapping[str, str]) -> dict[str, Answer]:
     """Run the statements in a process of their own, and again behind each that ends it."""
     answers: dict[str, Answer] = {}
     while left := {name: step for name, step in steps.items() if name not in answers}:
-        command = [sys.executable, "-c", CHILD, json.dumps(left)]
+        # Warnings that are errors here are errors there.
+        options = [f"-W{option}" for option in sys.warnoptions]
+        command = [sys.executable, *options, "-c", CHILD, json.dumps(left)]
         try:
             child = subprocess.run(
                 command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=300
@@ -201,7 +208,8 @@ def find_broken(facts: Facts) -> list[Finding]:
     findings = []
     for name, answer in facts.answers.items():
         distribution = distribution_of(name)
-        if answer.error is None or facts.versions.get(distribution) is None:
+        known = facts.versions.get(distribution) is not None
+        if answer.error is None or is_warning(answer.error) or not known:
             continue
         if distribution in ("torch", "torchvision"):
             what = f"{name} does not work; torch and torchvision may not fit each other"
@@ -218,7 +226,7 @@ def find_detectron2(facts: Facts) -> list[Finding]:
         return [Finding("fail", "detectron2 is not installed", INSTALL_DETECTRON2)]
     for part in PARTS:
         error = facts.answers.get(f"detectron2.{part}", Answer()).error
-        if error is not None:
+        if error is not None and not is_warning(error):
             missing = re.match(r"ModuleNotFoundError: No module named '(\w+)", error)
             name = missing.group(1) if missing else "detectron2"
             command = f"pip install {distribution_of(name)}"
@@ -226,6 +234,22 @@ def find_detectron2(facts: Facts) -> list[Finding]:
                 command = REINSTALL_DETECTRON2
             return [Finding("fail", f"detectron2.{part} cannot be imported ({error})", command)]
     return []
+
+
+def is_warning(error: str) -> bool:
+    """Whether an error is a warning that Python was told to raise."""
+    return re.match(r"\w*Warning: ", error) is not None
+
+
+def find_warnings(facts: Facts) -> list[Finding]:
+    """The imports that warn where warnings are errors."""
+    errors = {name: answer.error for name, answer in facts.answers.items()}
+    raised = {name: error for name, error in errors.items() if error and is_warning(error)}
+    if not raised:
+        return []
+    what = f"warnings are errors here, and these warn: {', '.join(raised)}"
+    command = "unset PYTHONWARNINGS  # and run python without -W error"
+    return [Finding("fail", f"{what} ({next(iter(raised.values()))})", command)]
 
 
 def find_notes(facts: Facts) -> list[Finding]:
@@ -252,7 +276,7 @@ def find_notes(facts: Facts) -> list[Finding]:
 
 def diagnose(facts: Facts) -> list[Finding]:
     """Draw the findings from the facts; failures come first, in the order to mend them in."""
-    failures = [*find_requirements(facts), *find_broken(facts)]
+    failures = [*find_requirements(facts), *find_warnings(facts), *find_broken(facts)]
     # Where its ground is broken, what detectron2's imports say is only an echo of it.
     if not failures or facts.detectron2 is None:
         failures += find_detectron2(facts)
