@@ -10,11 +10,11 @@ from detectron2.modeling import build_model
 
 from doublehead_d2.checkpoint import convert_checkpoint
 from doublehead_d2.checkpoint.sources import SOURCES, recognise
-from doublehead_d2.checkpoint.sources.maskrcnn_benchmark import (
+from doublehead_d2.checkpoint.sources.recognise import COMMAND
+from doublehead_d2.checkpoint.sources.renames import (
     background_last,
     without_background_box,
 )
-from doublehead_d2.checkpoint.sources.recognise import COMMAND
 from doublehead_d2.tools import convert_checkpoint as tool
 from foreign import GOLDEN, foreign_checkpoint, foreign_state, tiny_cfg
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from doublehead_d2.checkpoint.sources.renames import (
@@ -10,8 +9,10 @@ from doublehead_d2.checkpoint.sources.renames import (
     LINEAR,
     NORM,
     Rename,
+    background_last,
     layer,
     resnet_stages,
+    without_background_box,
 )
 from doublehead_d2.checkpoint.sources.source import Published, Source
 
@@ -84,16 +85,6 @@ def _frozen_norm(theirs: str, ours: str) -> Iterator[Rename]:
 def without_eps(variance: Tensor) -> Tensor:
     """The variance to which detectron2's frozen batch norm adds its epsilon."""
     return variance - FROZEN_NORM_EPS
-
-
-def background_last(rows: Tensor) -> Tensor:
-    """Rows of background, class 1, ..., class K to class 1, ..., class K, background."""
-    return torch.cat([rows[1:], rows[:1]])
-
-
-def without_background_box(rows: Tensor) -> Tensor:
-    """4 (K + 1) rows, background first, to 4K; class-agnostic: 8 rows to the last 4."""
-    return rows[4:].clone()
 
 
 def _published(depth: int, identifier: str) -> Published:

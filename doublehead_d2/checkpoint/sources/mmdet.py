@@ -2,14 +2,8 @@
 
 from collections.abc import Iterator
 
-from doublehead_d2.checkpoint.sources.renames import (
-    COUNTED_NORM,
-    LINEAR,
-    NORM,
-    Rename,
-    layer,
-    resnet_stages,
-)
+from doublehead_d2.checkpoint.sources.mmdet_trunk import trunk
+from doublehead_d2.checkpoint.sources.renames import COUNTED_NORM, LINEAR, Rename, layer
 from doublehead_d2.checkpoint.sources.source import Published, Source
 
 HEAD = "roi_head.bbox_head"
@@ -21,17 +15,7 @@ def renames(depth: int) -> Iterator[Rename]:
     Tensors stay as they are: background is the last class there, too, and frozen batch norms have
     the same epsilon.
     """
-    yield from layer("backbone.conv1", "backbone.bottom_up.stem.conv1", ["weight"])
-    yield from _frozen_norm("backbone.bn1", "backbone.bottom_up.stem.conv1.norm")
-    yield from resnet_stages(depth, "backbone", _frozen_norm)
-    for i in range(4):
-        yield from layer(f"neck.lateral_convs.{i}.conv", f"backbone.fpn_lateral{i + 2}", LINEAR)
-    for i in range(4):
-        yield from layer(f"neck.fpn_convs.{i}.conv", f"backbone.fpn_output{i + 2}", LINEAR)
-    rpn = "proposal_generator.rpn_head"
-    yield from layer("rpn_head.rpn_conv", f"{rpn}.conv", LINEAR)
-    yield from layer("rpn_head.rpn_cls", f"{rpn}.objectness_logits", LINEAR)
-    yield from layer("rpn_head.rpn_reg", f"{rpn}.anchor_deltas", LINEAR)
+    yield from trunk(depth)
     yield from _heads()
 
 
@@ -50,12 +34,6 @@ def _heads() -> Iterator[Rename]:
             yield from layer(f"{theirs}.bn{i}", f"{ours}.conv{i}.norm", COUNTED_NORM)
     for i in range(2):
         yield from layer(f"{HEAD}.fc_branch.{i}", f"roi_heads.box_head.fc{i + 1}", LINEAR)
-
-
-def _frozen_norm(theirs: str, ours: str) -> Iterator[Rename]:
-    """detectron2's frozen norm counts no batches."""
-    yield from layer(theirs, ours, NORM)
-    yield Rename(f"{theirs}.num_batches_tracked", None)
 
 
 _FILE = "dh_faster_rcnn_r50_fpn_1x_coco_20200130-586b67df.pth"

@@ -7,6 +7,7 @@ key names of this package.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 # Residual blocks of the stages res2 to res5, by depth of the ResNet.
@@ -55,3 +56,13 @@ def resnet_stages(
             for i in (1, 2, 3):
                 yield from layer(f"{their_block}.conv{i}", f"{our_block}.conv{i}", ["weight"])
                 yield from norm(f"{their_block}.bn{i}", f"{our_block}.conv{i}.norm")
+
+
+def background_last(rows: Tensor) -> Tensor:
+    """Rows of background, class 1, ..., class K to class 1, ..., class K, background."""
+    return torch.cat([rows[1:], rows[:1]])
+
+
+def without_background_box(rows: Tensor) -> Tensor:
+    """4 (K + 1) rows, background first, to 4K; class-agnostic: 8 rows to the last 4."""
+    return rows[4:].clone()
