@@ -1,6 +1,7 @@
 """From the checkpoints of other code bases to the keys of this package."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ class ForeignModel(NamedTuple):
     source: str  # a name of `SOURCES`
     depth: int  # of the ResNet
     num_classes: int
+    masks: bool  # whether it has a mask head
 
 
 def convert_checkpoint(checkpoint: Mapping[str, Any], source: str = "auto") -> dict[str, Tensor]:
@@ -35,8 +37,8 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], source: str = "auto") -> d
     Args:
         checkpoint: what `torch.load` gave: a state dict, or a dict with one as "state_dict" or
             "model"; keys may begin with "module.".
-        source: a name of `SOURCES`, such as "mmdet" or "maskrcnn_benchmark" (the authors' code), or
-            "auto" to tell by the keys.
+        source: a name of `SOURCES`, such as "mmdet", "maskrcnn_benchmark" (the authors' code) or
+            "tsd" (the TSD authors' code), or "auto" to tell by the keys.
 
     Returns:
         a plain state dict for the matching config of `configs/Imported`; tensors that do not change
@@ -61,15 +63,14 @@ def read_foreign(
     if name is None:
         raise ValueError(_none_of_them(state))
     description = SOURCES[name]
-    if not any(key.startswith(description.model_mark) for key in state):
-        raise ValueError(
-            f"this is not a {description.model} of {description.title}: no key begins with "
-            f"'{description.model_mark}'; found {_summary(state)}"
-        )
+    _check_kind(state, description)
     depth = _depth(state, description)
     table = list(description.renames(depth))
+    masks = list(description.mask_renames())
+    has_masks = any(rename.theirs in state for rename in masks)
+    table += masks if has_masks else []
     _check_keys(state, table, f"{description.model} R-{depth} of {description.title}")
-    model = ForeignModel(name, depth, _check_rows(state, description))
+    model = ForeignModel(name, depth, _check_rows(state, description), has_masks)
     _log_conversion(table, model)
     converted = {
         ours: change(state[theirs]) if change else state[theirs]
@@ -77,6 +78,21 @@ def read_foreign(
         if ours is not None
     }
     return converted, model
+
+
+def _check_kind(state: Mapping[str, Tensor], description: Source) -> None:
+    """Refuse models of the source that are not the one that is converted."""
+    for pattern, what in description.refused.items():
+        found = next((key for key in state if re.search(pattern, key)), None)
+        if found:
+            raise ValueError(
+                f"this is {what} ('{found}'), from {description.title}, and is not converted"
+            )
+    if not any(key.startswith(description.model_mark) for key in state):
+        raise ValueError(
+            f"this is not a {description.model} of {description.title}: no key begins with "
+            f"'{description.model_mark}'; found {_summary(state)}"
+        )
 
 
 def _log_conversion(table: list[Rename], model: ForeignModel) -> None:
@@ -156,7 +172,7 @@ def _check_rows(state: Mapping[str, Tensor], source: Source) -> int:
     background = source.background_boxes
     scores: tuple[int, ...] = (classes + 1,)
     boxes = (4 * (classes + background), 4 * (1 + background))  # of each class, or agnostic
-    allowed = [(name, scores) for name in source.cls_scores]
+    allowed = [(name, scores) for name in source.cls_scores if f"{name}.weight" in state]
     allowed += [(name, boxes) for name in source.box_deltas]
     for name, rows in allowed:
         for key in (f"{name}.weight", f"{name}.bias"):

@@ -112,7 +112,7 @@ def _convert(name: str, original: str, converted: str) -> None:
     """Convert a file that must be the named one, and record which it was."""
     published = PUBLISHED[name]
     (source,) = (source.name for source in SOURCES.values() if name in source.published)
-    record = convert_file(original, converted, source, published.depth)
+    record = convert_file(original, converted, source, published)
     if record["num_classes"] != COCO_CLASSES:
         logger.warning(
             "'%s' has %d classes; '%s%s' as published has %d",

@@ -8,8 +8,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from doublehead_d2.checkpoint.convert import read_foreign
+from doublehead_d2.checkpoint.convert import ForeignModel, read_foreign
 from doublehead_d2.checkpoint.pickles import ForbiddenPickleError, check_array_pickle
+from doublehead_d2.checkpoint.sources.source import Published
 from doublehead_d2.files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def refuse_code_in_pickle(path: str) -> Any:
 
 
 def convert_file(
-    path: str, out: str, source: str = "auto", depth: int | None = None
+    path: str, out: str, source: str = "auto", expected: Published | None = None
 ) -> dict[str, Any]:
     """Convert the file of a published model to one that detectron2's checkpointer loads.
 
@@ -64,7 +65,7 @@ def convert_file(
         path: the original file.
         out: file to write; it appears when it is complete.
         source: as :func:`convert_checkpoint`.
-        depth: refuse a model whose ResNet has not this many layers.
+        expected: refuse a model of another depth, and one with a mask head for one without.
 
     Returns:
         a record, which `out` holds, too: "file", "sha256" and "bytes" of the original, and
@@ -72,17 +73,17 @@ def convert_file(
 
     Raises:
         ValueError: the file is not readable without running code, not convertible, or another
-            model than `depth` says.
+            model than `expected`.
     """
     checkpoint = load_tensors(path)
     try:
         state, model = read_foreign(checkpoint, source)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from None
-    if depth not in (None, model.depth):
-        raise ValueError(
-            f"'{path}' holds a model with a ResNet-{model.depth}; expected is a ResNet-{depth}"
-        )
+    if expected is not None:
+        found, wanted = _kind(model), _kind(expected)
+        if found != wanted:
+            raise ValueError(f"'{path}' holds a model with {found}; expected is {wanted}")
     record = {
         "file": os.path.basename(path),
         **model._asdict(),
@@ -94,6 +95,10 @@ def convert_file(
         torch.save({"model": state, "converted_from": record}, temporary)
     logger.info("Converted %s (sha256 %s) to %s", path, record["sha256"], out)
     return record
+
+
+def _kind(model: ForeignModel | Published) -> str:
+    return f"a ResNet-{model.depth}" + (" and a mask head" if model.masks else "")
 
 
 def sha256_of(path: str) -> str:

@@ -2,7 +2,12 @@
 
 from doublehead_d2.modeling.box_head import DoubleHeadConvHead
 from doublehead_d2.modeling.double_head import DoubleHeadROIHeads
-from doublehead_d2.modeling.legacy import LegacyAnchorGenerator, LegacyRPN
+from doublehead_d2.modeling.legacy import (
+    LegacyAnchorGenerator,
+    LegacyRPN,
+    Mmdet1AnchorGenerator,
+    Mmdet1RPN,
+)
 from doublehead_d2.modeling.tsd import TSDROIHeads
 
 __all__ = [
@@ -10,5 +15,7 @@ __all__ = [
     "DoubleHeadROIHeads",
     "LegacyAnchorGenerator",
     "LegacyRPN",
+    "Mmdet1AnchorGenerator",
+    "Mmdet1RPN",
     "TSDROIHeads",
 ]

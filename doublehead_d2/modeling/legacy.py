@@ -1,7 +1,7 @@
-"""What the authors' checkpoints were trained with and detectron2 does otherwise.
+"""What imported checkpoints were trained with and detectron2 does otherwise.
 
-For imported models alone (configs/Imported): anchors, the RPN, and clipping to pixels. Boxes are
-XYXY in absolute coordinates of the (padded) network input.
+For imported models alone (configs/Imported): anchors, the RPN, clipping to pixels, small boxes.
+Boxes are XYXY in absolute coordinates of the (padded) network input.
 """
 
 import math
@@ -15,6 +15,7 @@ from detectron2.modeling.anchor_generator import (
     BufferList,
     DefaultAnchorGenerator,
 )
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.structures import Boxes, Instances
@@ -31,14 +32,19 @@ class LegacyAnchorGenerator(DefaultAnchorGenerator):
     ratio first. Where the original names the last pixel of a box, the anchors here end after it.
     """
 
+    @staticmethod
+    def cell_anchors_of(stride: int, sizes: list[float], aspect_ratios: list[float]) -> Tensor:
+        """Those of the first cell, see :func:`legacy_cell_anchors`."""
+        return legacy_cell_anchors(stride, sizes, aspect_ratios)
+
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         """As `DefaultAnchorGenerator`; raises ValueError for an OFFSET: the centre is fixed."""
         offset = cfg.MODEL.ANCHOR_GENERATOR.OFFSET
         if offset:
             raise ValueError(
-                f"MODEL.ANCHOR_GENERATOR.OFFSET is {offset}; with NAME 'LegacyAnchorGenerator', "
-                "whose anchors are centred on the middle of a cell, allowed: 0.0"
+                f"MODEL.ANCHOR_GENERATOR.OFFSET is {offset}; with NAME '{cls.__name__}', whose "
+                "anchors are centred on the middle of a cell, allowed: 0.0"
             )
         return {**super().from_config(cfg, input_shape), "offset": 0.0}
 
@@ -47,7 +53,7 @@ class LegacyAnchorGenerator(DefaultAnchorGenerator):
     ) -> BufferList:
         return BufferList(
             [
-                legacy_cell_anchors(stride, sizes_of_level, ratios)
+                self.cell_anchors_of(stride, sizes_of_level, ratios)
                 for stride, sizes_of_level, ratios in zip(
                     self.strides, sizes, aspect_ratios, strict=True
                 )
@@ -76,6 +82,46 @@ def legacy_cell_anchors(stride: int, sizes: list[float], aspect_ratios: list[flo
             center = stride / 2
             anchors.append([center - half_w, center - half_h, center + half_w, center + half_h])
     return torch.tensor(anchors, dtype=torch.float32)
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class Mmdet1AnchorGenerator(LegacyAnchorGenerator):
+    """The anchors of mmdetection 1.
+
+    They are as large as detectron2's and centred as `LegacyAnchorGenerator`'s; corners are rounded
+    to whole pixels. Where the original names the last pixel of a box, the anchors here end after
+    it.
+    """
+
+    @staticmethod
+    def cell_anchors_of(stride: int, sizes: list[float], aspect_ratios: list[float]) -> Tensor:
+        """Those of the first cell, see :func:`mmdet1_cell_anchors`."""
+        return mmdet1_cell_anchors(stride, sizes, aspect_ratios)
+
+
+def mmdet1_cell_anchors(stride: int, sizes: list[float], aspect_ratios: list[float]) -> Tensor:
+    """Anchors of the first cell of a feature map.
+
+    Args:
+        stride: of the feature map, in pixels.
+        sizes: square roots of the anchors' areas before rounding, in pixels.
+        aspect_ratios: height / width.
+
+    Returns:
+        float32 XYXY boxes about (stride / 2, stride / 2), shape (ratios * sizes) x 4; corners are
+        whole numbers.
+    """
+    roots = torch.tensor(aspect_ratios).sqrt()[:, None]
+    widths, heights = ((torch.tensor(sizes) * x).flatten() for x in (1 / roots, roots))
+    # The first and the last pixel, half a width less half a pixel from the middle pixel's centre
+    first_x, first_y, last_x, last_y = (
+        (stride - 1) / 2 + sign * (length - 1) / 2
+        for sign in (-1, 1)
+        for length in (widths, heights)
+    )
+    # torch rounds halves to the even number, as the original, which rounds with torch.
+    pixels = torch.stack([first_x, first_y, last_x, last_y], dim=1).round()
+    return pixels + torch.tensor([0.0, 0.0, 1.0, 1.0])
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -130,6 +176,39 @@ class LegacyRPN(RPN):
             self.min_box_size,
             self.training,
         )
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class Mmdet1RPN(LegacyRPN):
+    """`LegacyRPN` whose proposals have a least size relative to their anchor, as in mmdetection."""
+
+    def predict_proposals(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """As :meth:`LegacyRPN.predict_proposals`."""
+        deltas = [with_least_sizes(x, self.box2box_transform) for x in pred_anchor_deltas]
+        return super().predict_proposals(anchors, pred_objectness_logits, deltas, image_sizes)
+
+
+def with_least_sizes(deltas: Tensor, transform: Box2BoxTransform) -> Tensor:
+    """Deltas that detectron2 decodes as mmdetection does those given.
+
+    mmdetection limits how much smaller than its anchor or proposal a box may become, too, to
+    16 / 1000; detectron2 only how much larger.
+
+    Args:
+        deltas: (dx, dy, dw, dh), one or several in the last dimension.
+        transform: the box coder, with its weights and its limit of dw and dh.
+
+    Returns:
+        same shape.
+    """
+    least = [-math.inf] * 2 + [-transform.scale_clamp * x for x in transform.weights[2:]]
+    return deltas.unflatten(-1, (-1, 4)).maximum(deltas.new_tensor(least)).flatten(-2)
 
 
 def clip_to_pixels(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -23,6 +23,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from doublehead_d2.config import check_tsd_config
+from doublehead_d2.modeling.legacy import with_least_sizes
 from doublehead_d2.modeling.output_layers import (
     HeadOutputLayers,
     HeadPredictions,
@@ -264,16 +265,10 @@ class TSDROIHeads(SeparateROIHeads[TSDPredictions]):
         return HeadPredictions(predictions.tsd.scores, deltas)
 
     def _decodable(self, predictions: HeadPredictions) -> HeadPredictions:
-        """Predictions whose deltas detectron2 decodes as the authors do, with `legacy_boxes`.
-
-        They clamp the logarithms of width and height on both sides, detectron2 above alone.
-        """
+        """Predictions whose deltas detectron2 decodes as the authors do, with `legacy_boxes`."""
         if not self.legacy_boxes:
             return predictions
-        transform = self.reg_predictor.box2box_transform
-        least = [-math.inf] * 2 + [-transform.scale_clamp * x for x in transform.weights[2:]]
-        deltas = predictions.deltas.unflatten(1, (-1, 4))
-        deltas = deltas.maximum(deltas.new_tensor(least)).flatten(1)
+        deltas = with_least_sizes(predictions.deltas, self.reg_predictor.box2box_transform)
         return HeadPredictions(predictions.scores, deltas)
 
     def _look(self, maps: list[Tensor], boxes: list[Boxes]) -> tuple[Tensor, Tensor, Tensor]:

@@ -53,14 +53,14 @@ def _use(record: dict[str, Any]) -> str:
     fitting = list(SOURCES[record["source"]].published.values())
     if not fitting:
         return "Converted; no config of the zoo is made for it."
-    config = next((p.config for p in fitting if p.depth == record["depth"]), None)
+    # Another depth is a key, a mask head has several.
+    best = min(fitting, key=lambda p: (p.masks != record["masks"], p.depth != record["depth"]))
     changes = ""
-    if config is None:
-        config = fitting[0].config
+    if best.depth != record["depth"]:
         changes += f" and MODEL.RESNETS.DEPTH {record['depth']}"
     if record["num_classes"] != COCO_CLASSES:
         changes += f" and MODEL.ROI_HEADS.NUM_CLASSES {record['num_classes']}"
-    return f"Use it as MODEL.WEIGHTS with {config}{changes}."
+    return f"Use it as MODEL.WEIGHTS with {best.config}{changes}."
 
 
 def _check_output(path: str) -> None:

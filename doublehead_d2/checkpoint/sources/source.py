@@ -1,6 +1,7 @@
 """What is known of a code base whose checkpoints are understood."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from doublehead_d2.checkpoint.sources.renames import Rename
@@ -16,6 +17,7 @@ class Published(NamedTuple):
     address: str
     direct: bool  # whether `address` gives the file, not a page to click through
     config: str  # name in the zoo
+    masks: bool = False  # whether it has a mask head
 
 
 class Source(NamedTuple):
@@ -32,3 +34,7 @@ class Source(NamedTuple):
     background_boxes: int  # how many of the classes with boxes are background
     renames: Callable[[int], Iterator[Rename]]  # every key of a model, by depth of its ResNet
     published: Mapping[str, Published]  # by name, without `PREFIX`
+    # every key of the mask head, where models with one are converted, too
+    mask_renames: Callable[[], Iterable[Rename]] = tuple
+    # what of its models is not converted, for people, by a pattern of keys that only such have
+    refused: Mapping[str, str] = MappingProxyType({})
