@@ -1,4 +1,4 @@
-"""Checkpoints as the two published implementations write them, with weights that anyone can remake.
+"""Checkpoints as the published implementations write them, with weights that anyone can remake.
 
 golden/README.md says where their keys and shapes come from.
 """
@@ -20,24 +20,29 @@ GOLDEN = Path(__file__).parent / "golden"
 CONFIGS = {
     "mmdet": "Imported/mmdet_double_head_rcnn_R_50_FPN_1x.yaml",
     "official": "Imported/official_double_head_ext_rcnn_R_50_FPN_1x.yaml",
+    "tsd": "Imported/official_tsd_rcnn_R_50_FPN_1x.yaml",
+    "tsd_mask": "Imported/official_tsd_mask_rcnn_R_50_FPN_1x.yaml",
 }
 WIDTHS = {"R-50": 1, "1/16": 2}  # column of the key files
 # Factors on random weights, by the first pattern that is found in a key: logits, deltas and
 # features keep the size of a trained model's.
+MMDET_TRUNK = [
+    (r"layer\d\.\d+\.conv3", 0.4),
+    ("lateral_convs.0", -0.75),
+    ("fpn_convs.0", -0.52),
+    ("lateral_convs.1", -1.15),
+    ("fpn_convs.1", -1.09),
+    ("lateral_convs.2", -0.75),
+    ("fpn_convs.2", 1.18),
+    ("lateral_convs.3", 1.39),
+    ("fpn_convs.3", 0.84),
+    ("rpn_conv", 1.05),
+    ("rpn_cls", 0.93),
+    ("rpn_reg", -0.14),
+]
 GAINS = {
     "mmdet": [
-        (r"layer\d\.\d+\.conv3", 0.4),
-        ("lateral_convs.0", -0.75),
-        ("fpn_convs.0", -0.52),
-        ("lateral_convs.1", -1.15),
-        ("fpn_convs.1", -1.09),
-        ("lateral_convs.2", -0.75),
-        ("fpn_convs.2", 1.18),
-        ("lateral_convs.3", 1.39),
-        ("fpn_convs.3", 0.84),
-        ("rpn_conv", 1.05),
-        ("rpn_cls", 0.93),
-        ("rpn_reg", -0.14),
+        *MMDET_TRUNK,
         ("res_block", 0.74),
         (r"conv_branch\.\d\.conv3", 0.26),
         ("conv_branch", 0.68),
@@ -67,7 +72,18 @@ GAINS = {
         ("predictor.bbox_pred", 0.8),
         ("", 1.2),
     ],
+    "tsd": [
+        *MMDET_TRUNK,
+        (r"shared_fc\.", 1.0),
+        (r"delta_\w\.0", 1.0),
+        (r"delta_\w\.2", 0.7),
+        ("fc_reg", 0.6),
+        ("TSD_fc_cls", -1.5),
+        ("mask_head", 1.4),
+        ("", 1.4),
+    ],
 }
+GAINS["tsd_mask"] = GAINS["tsd"]
 
 
 def tiny_cfg(source: str, *opts: object) -> CfgNode:
@@ -76,16 +92,23 @@ def tiny_cfg(source: str, *opts: object) -> CfgNode:
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
     narrow(cfg, backbone=16, heads=32)
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 8
     cfg.merge_from_list(list(opts))
     return cfg
 
 
+def key_file(source: str) -> list[list[str]]:
+    """Of every key of a source's model the columns of the file."""
+    name = source.removesuffix("_mask")
+    lines = (GOLDEN / f"{name}_keys.tsv").read_text().splitlines()[1:]
+    rows = [line.split("\t") for line in lines]
+    return [row for row in rows if not row[0].startswith("mask_head.") or source != name]
+
+
 def foreign_state(source: str, width: str = "1/16") -> "OrderedDict[str, Tensor]":
     """A state dict with every key of a source's model, in its order."""
-    lines = (GOLDEN / f"{source}_keys.tsv").read_text().splitlines()[1:]
     state = OrderedDict()
-    for line in lines:
-        columns = line.split("\t")
+    for columns in key_file(source):
         text = columns[WIDTHS[width]]
         shape = tuple(map(int, text.split("x"))) if text != "scalar" else ()
         state[columns[0]] = torch.as_tensor(random_weights(columns[0], shape, GAINS[source]))
@@ -112,7 +135,7 @@ def random_weights(key: str, shape: tuple, gains: list) -> np.ndarray:
 def foreign_checkpoint(source: str, width: str = "1/16") -> dict:
     """What `torch.load` gives for a file of the source."""
     state = foreign_state(source, width)
-    if source == "mmdet":
+    if source != "official":
         meta = {"mmdet_version": "2.0.0", "epoch": 12, "CLASSES": ("a", "b"), "config": "..."}
         return {"meta": meta, "state_dict": state}
     # Trained on several GPUs: a state dict of the wrapped model.

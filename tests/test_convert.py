@@ -16,16 +16,11 @@ from doublehead_d2.checkpoint.sources.renames import (
     without_background_box,
 )
 from doublehead_d2.tools import convert_checkpoint as tool
-from foreign import GOLDEN, foreign_checkpoint, foreign_state, tiny_cfg
+from foreign import foreign_checkpoint, foreign_state, key_file, tiny_cfg
 
 NAMES = {"mmdet": "mmdet", "official": "maskrcnn_benchmark"}
 SOURCE = pytest.mark.parametrize("source", NAMES)
 SCORES = "roi_heads.box.predictor.cls_score"
-
-
-def file_keys(source: str) -> list[str]:
-    lines = (GOLDEN / f"{source}_keys.tsv").read_text().splitlines()[1:]
-    return [line.split("\t")[0] for line in lines]
 
 
 @SOURCE
@@ -33,7 +28,7 @@ def test_table_has_every_key_once(source: str) -> None:
     table = list(SOURCES[NAMES[source]].renames(50))
     theirs = [rename.theirs for rename in table]
     ours = [rename.ours for rename in table if rename.ours]
-    assert sorted(theirs) == sorted(file_keys(source))
+    assert sorted(theirs) == sorted(columns[0] for columns in key_file(source))
     assert len(set(theirs)) == len(theirs) and len(set(ours)) == len(ours)
     assert sorted(ours) == sorted(build_model(tiny_cfg(source)).state_dict())
 
