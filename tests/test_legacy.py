@@ -1,17 +1,25 @@
-"""What the authors' code does otherwise: anchors, the RPN, boxes clipped to pixels."""
+"""What imported models do otherwise: anchors, the RPN, boxes clipped to pixels, least sizes."""
+
+import math
 
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_proposal_generator
 from detectron2.modeling.anchor_generator import build_anchor_generator
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from builders import STRIDES, default_cfg, random_features
 from doublehead_d2.modeling import LegacyRPN
-from doublehead_d2.modeling.legacy import clip_to_pixels, legacy_cell_anchors
+from doublehead_d2.modeling.legacy import (
+    clip_to_pixels,
+    legacy_cell_anchors,
+    mmdet1_cell_anchors,
+    with_least_sizes,
+)
 
 NAME = ("MODEL.ANCHOR_GENERATOR.NAME", "LegacyAnchorGenerator")
 FPN = ("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64]])
@@ -132,3 +140,82 @@ def test_training_gives_the_losses_of_the_rpn() -> None:
     assert not proposals[0].proposal_boxes.tensor.requires_grad
     assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc"}
     assert all(loss.isfinite() and loss.requires_grad for loss in losses.values())
+
+
+# ------------------------------------------------------------------------------- mmdetection 1
+
+# Last pixel included, scale 8, ratios 0.5, 1, 2. For stride 4 and ratio 0.5: width 32 * sqrt(2) =
+# 45.25, height 22.63, centre 1.5; corners 1.5 -+ 44.25 / 2 = -20.63 and 23.63, 1.5 -+ 21.63 / 2 =
+# -9.31 and 12.31, rounded -21, 24, -9, 12.
+MMDET1_ANCHORS = {
+    4: [[-21, -9, 24, 12], [-14, -14, 17, 17], [-9, -21, 12, 24]],
+    8: [[-41, -19, 48, 26], [-28, -28, 35, 35], [-19, -41, 26, 48]],
+    16: [[-83, -37, 98, 52], [-56, -56, 71, 71], [-37, -83, 52, 98]],
+    32: [[-165, -75, 196, 106], [-112, -112, 143, 143], [-75, -165, 106, 196]],
+    64: [[-330, -149, 393, 212], [-224, -224, 287, 287], [-149, -330, 212, 393]],
+}
+
+
+@pytest.mark.parametrize("stride", MMDET1_ANCHORS)
+def test_cell_anchors_of_mmdetection_1_by_hand(stride: int) -> None:
+    expected = torch.tensor(MMDET1_ANCHORS[stride]) + torch.tensor([0.0, 0, 1, 1])
+    anchors = mmdet1_cell_anchors(stride, [8.0 * stride], [0.5, 1.0, 2.0])
+    torch.testing.assert_close(anchors, expected, rtol=0, atol=0)
+
+
+def test_cell_anchors_of_mmdetection_1_round_halves_to_even() -> None:
+    # Size 33 about pixel 1.5: -14.5 and 17.5, rounded to the even -14 and 18. Ratio first, then
+    # size: 16 x 64 and 16.5 x 66 of ratio 4 are 1.5 -+ 7.5, -+ 31.5 and 1.5 -+ 7.75, -+ 32.5.
+    anchors = mmdet1_cell_anchors(4, [32.0, 33.0], [1.0, 4.0])
+    expected = torch.tensor(
+        [[-14.0, -14, 18, 18], [-14, -14, 19, 19], [-6, -30, 10, 34], [-6, -31, 10, 35]]
+    )
+    torch.testing.assert_close(anchors, expected, rtol=0, atol=0)
+
+
+def test_grid_of_mmdetection_1() -> None:
+    cfg = default_cfg("MODEL.ANCHOR_GENERATOR.NAME", "Mmdet1AnchorGenerator", *FPN)
+    generator = build_anchor_generator(cfg, [ShapeSpec(stride=4), ShapeSpec(stride=8)])
+    assert generator.num_anchors == [3, 3] and not generator.state_dict()
+    p2, _ = generator([torch.zeros(1, 8, 2, 3), torch.zeros(1, 8, 1, 1)])
+    first = torch.tensor(MMDET1_ANCHORS[4]) + torch.tensor([0.0, 0, 1, 1])
+    torch.testing.assert_close(p2.tensor[:3], first)
+    # the third cell of the second row
+    torch.testing.assert_close(p2.tensor[-3:], first + torch.tensor([8.0, 4, 8, 4]))
+    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.5
+    with pytest.raises(ValueError, match=r"NAME 'Mmdet1AnchorGenerator', .* allowed: 0.0"):
+        build_anchor_generator(cfg, [ShapeSpec(stride=4)])
+
+
+def test_least_sizes_by_hand() -> None:
+    # log(1000 / 16) = 4.135: of a box 1000 wide 16 remain; times the weight 5 of the box coder.
+    transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+    deltas = torch.tensor([[-50.0, -50, -50, -20, 0, 0, -21, 50], [1.0, 2, 3, 4, -1, -2, -3, -4]])
+    expected = deltas.clone()
+    expected[0, 2] = expected[0, 6] = -5 * math.log(1000 / 16)
+    torch.testing.assert_close(with_least_sizes(deltas, transform), expected)
+    box = torch.tensor([[0.0, 0, 1000, 1000]])
+    least = with_least_sizes(torch.tensor([[0.0, 0, -99, -99]]), transform)
+    decoded = transform.apply_deltas(least, box)
+    torch.testing.assert_close(decoded, torch.tensor([[492.0, 492, 508, 508]]))
+    assert with_least_sizes(torch.zeros(0, 8), transform).shape == (0, 8)
+
+
+@torch.no_grad()
+def test_proposals_of_mmdetection_1_have_a_least_size() -> None:
+    """Of an anchor 16 / 1000 remain; detectron2 leaves less. All else is `LegacyRPN`'s."""
+    sizes = {}
+    for name in ("LegacyRPN", "Mmdet1RPN"):
+        model = rpn(name)
+        nn.init.zeros_(model.rpn_head.anchor_deltas.weight)
+        at_rest = model(images(), features())[0][0].proposal_boxes.tensor
+        # (dx, dy, dw, dh) of three anchors
+        model.rpn_head.anchor_deltas.bias.view(3, 4)[:, 2:] = -8.0
+        boxes = model(images(), features())[0][0].proposal_boxes.tensor
+        inside = (boxes[:, :2] > 0).all(dim=1) & (boxes[:, 2:] < 64).all(dim=1)
+        sizes[name] = (boxes[inside, 2:] - boxes[inside, :2]).amin()
+        sizes[f"{name} at rest"] = at_rest
+    # The smallest anchor of LegacyAnchorGenerator is 24 wide.
+    assert sizes["LegacyRPN"] < 0.02
+    torch.testing.assert_close(sizes["Mmdet1RPN"], torch.tensor(24 * 0.016), rtol=1e-3, atol=0)
+    torch.testing.assert_close(sizes["Mmdet1RPN at rest"], sizes["LegacyRPN at rest"])

@@ -169,9 +169,10 @@ def _check_keys(state: Collection[str], table: list[Rename], model: str) -> None
 def _check_rows(state: Mapping[str, Tensor], source: Source) -> int:
     """Class scores and boxes of one model must be of the same classes; returns how many."""
     classes = _num_rows(state[f"{source.cls_scores[0]}.weight"]) - 1
-    background = source.background_boxes
     scores: tuple[int, ...] = (classes + 1,)
-    boxes = (4 * (classes + background), 4 * (1 + background))  # of each class, or agnostic
+    boxes: tuple[int, ...] = (4 * (classes + source.background_boxes),)
+    if source.agnostic_rows is not None:
+        boxes = (*boxes, source.agnostic_rows)
     allowed = [(name, scores) for name in source.cls_scores if f"{name}.weight" in state]
     allowed += [(name, boxes) for name in source.box_deltas]
     for name, rows in allowed:

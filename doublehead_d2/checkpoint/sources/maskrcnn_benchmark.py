@@ -107,6 +107,7 @@ SOURCE = Source(
     cls_scores=(f"{PREDICTOR}.cls_score", f"{PREDICTOR}.cls_score_fc"),
     box_deltas=(f"{PREDICTOR}.bbox_pred", f"{PREDICTOR}.bbox_pred_fc"),
     background_boxes=1,
+    agnostic_rows=8,
     renames=renames,
     published={
         "official/dh_faster_rcnn_R_50_FPN_1x": _published(50, "1KnRoyJQjS9rQUTCFEm54AIsUy2qbZTK_"),

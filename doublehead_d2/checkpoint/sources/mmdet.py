@@ -47,6 +47,7 @@ SOURCE = Source(
     cls_scores=(f"{HEAD}.fc_cls",),
     box_deltas=(f"{HEAD}.fc_reg",),
     background_boxes=0,
+    agnostic_rows=4,
     renames=renames,
     published={
         "mmdet/dh_faster_rcnn_r50_fpn_1x_coco": Published(

@@ -32,6 +32,7 @@ class Source(NamedTuple):
     cls_scores: tuple[str, ...]  # layers with K + 1 rows
     box_deltas: tuple[str, ...]  # layers with 4 rows a class
     background_boxes: int  # how many of the classes with boxes are background
+    agnostic_rows: int | None  # of box_deltas if the same for all classes; None: never the same
     renames: Callable[[int], Iterator[Rename]]  # every key of a model, by depth of its ResNet
     published: Mapping[str, Published]  # by name, without `PREFIX`
     # every key of the mask head, where models with one are converted, too

@@ -90,6 +90,7 @@ SOURCE = Source(
     cls_scores=(f"{HEAD}.TSD_fc_cls", f"{HEAD}.fc_cls", MASK_SCORES),
     box_deltas=(f"{HEAD}.TSD_fc_reg", f"{HEAD}.fc_reg"),
     background_boxes=1,
+    agnostic_rows=None,  # their progressive constraint needs boxes of every class
     renames=renames,
     published={f"tsd/{name}": _published(name, *entry) for name, entry in _PUBLISHED.items()},
     mask_renames=mask_renames,
