@@ -12,20 +12,30 @@ from doublehead_d2.checkpoint import convert_checkpoint
 from doublehead_d2.checkpoint.sources import SOURCES, recognise
 from doublehead_d2.checkpoint.sources.recognise import COMMAND
 from doublehead_d2.checkpoint.sources.renames import (
+    Rename,
     background_last,
     without_background_box,
 )
 from doublehead_d2.tools import convert_checkpoint as tool
 from foreign import foreign_checkpoint, foreign_state, key_file, tiny_cfg
 
-NAMES = {"mmdet": "mmdet", "official": "maskrcnn_benchmark"}
+NAMES = {"mmdet": "mmdet", "official": "maskrcnn_benchmark", "tsd": "tsd", "tsd_mask": "tsd"}
+TSD = pytest.mark.parametrize("source", ["tsd", "tsd_mask"])
 SOURCE = pytest.mark.parametrize("source", NAMES)
+ZERO = torch.zeros(1)
 SCORES = "roi_heads.box.predictor.cls_score"
+
+
+def full_table(source: str) -> list[Rename]:
+    """Of an R50, with a mask head where the source's model has one."""
+    description = SOURCES[NAMES[source]]
+    masks = description.mask_renames() if source.endswith("_mask") else ()
+    return [*description.renames(50), *masks]
 
 
 @SOURCE
 def test_table_has_every_key_once(source: str) -> None:
-    table = list(SOURCES[NAMES[source]].renames(50))
+    table = full_table(source)
     theirs = [rename.theirs for rename in table]
     ours = [rename.ours for rename in table if rename.ours]
     assert sorted(theirs) == sorted(columns[0] for columns in key_file(source))
@@ -33,9 +43,31 @@ def test_table_has_every_key_once(source: str) -> None:
     assert sorted(ours) == sorted(build_model(tiny_cfg(source)).state_dict())
 
 
-def test_table_of_resnet_101() -> None:
-    table = list(SOURCES["maskrcnn_benchmark"].renames(101))
-    cfg = tiny_cfg("official", "MODEL.RESNETS.DEPTH", 101)
+@TSD
+def test_every_tsd_key_goes_where_the_list_says(source: str) -> None:
+    """Names and rows at full size, and each tensor that stays."""
+    state, rows = foreign_state(source, "R-50"), key_file(source)
+    converted = convert_checkpoint({"state_dict": state})
+    assert len(converted) == sum(row[3] != "(dropped)" for row in rows)
+    for key, _, _, ours, operation in rows:
+        if ours == "(dropped)":
+            continue
+        expected = state[key]
+        if operation.startswith("rows 1..80, then 0"):
+            expected = torch.cat([expected[1:81], expected[:1]])
+        elif operation.startswith("drop rows 0..3"):
+            expected = expected[4:]
+        elif operation.startswith("drop row 0"):
+            expected = expected[1:]
+        else:
+            assert operation == "-" and converted[ours] is expected
+        torch.testing.assert_close(converted[ours], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("source", "depth"), [("official", 101), ("tsd", 101), ("tsd", 152)])
+def test_table_of_deeper_resnets(source: str, depth: int) -> None:
+    table = list(SOURCES[NAMES[source]].renames(depth))
+    cfg = tiny_cfg(source, "MODEL.RESNETS.DEPTH", depth)
     ours = [rename.ours for rename in table if rename.ours]
     assert sorted(ours) == sorted(build_model(cfg).state_dict())
 
@@ -85,7 +117,7 @@ def test_boxes_of_background_go() -> None:
     torch.testing.assert_close(boxes, state["roi_heads.box.predictor.bbox_pred_fc.weight"][4:])
 
 
-@SOURCE
+@pytest.mark.parametrize("source", ["mmdet", "official"])
 def test_class_agnostic_boxes(source: str) -> None:
     state = foreign_state(source)
     first = 4 if source == "official" else 0
@@ -133,13 +165,16 @@ def test_dropped_keys_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "doublehead_d2"):
         convert_checkpoint(foreign_checkpoint("mmdet"))
         convert_checkpoint(foreign_checkpoint("official"))
-    first, second = caplog.messages
+        convert_checkpoint(foreign_checkpoint("tsd_mask"))
+    first, second, third = caplog.messages
     assert (
         "Converted 385 tensors of a Double-Head R-CNN R-50 of mmdetection with 5 cl" in first
         and "dropped 53: backbone.bn1.num_batches" in first
     )
     assert "Converted 379 tensors" in second
     assert second.endswith("cell_anchors.3, rpn.anchor_generator.cell_anchors.4")
+    assert "Converted 329 tensors of a TSD R-50 of the TSD authors' code" in third
+    assert "with 5 classes; dropped 53: backbone.bn1.num_batches" in third
 
 
 @pytest.mark.parametrize(
@@ -154,12 +189,16 @@ def test_dropped_keys_are_logged(caplog: pytest.LogCaptureFixture) -> None:
             "blocks.4.conv3.norm",
         ),
         ("mmdet", "backbone.layer1.0.bn1.num_batches_tracked", "dropped"),
+        ("tsd", "bbox_head.delta_r.2.bias", "roi_heads.offset_head.delta_r.2.bias"),
+        ("tsd", "bbox_head.fc_cls.weight", "roi_heads.sibling_predictor.cls_score.weight"),
+        ("tsd_mask", "mask_head.upsample.bias", "roi_heads.mask_head.deconv.bias"),
     ],
 )
 def test_a_missing_key_is_named_on_both_sides(source: str, key: str, ours: str) -> None:
     state = foreign_state(source)
     del state[key]
-    message = f"Double-Head R-CNN R-50 of .*: 1 of its {len(state) + 1} keys missing: {key} "
+    model = SOURCES[NAMES[source]].model
+    message = f"{model} R-50 of .*: 1 of its {len(state) + 1} keys missing: {key} "
     with pytest.raises(ValueError, match=rf"{message}\(.*{ours}.* here\); 0 keys left over$"):
         convert_checkpoint(state)
 
@@ -167,8 +206,8 @@ def test_a_missing_key_is_named_on_both_sides(source: str, key: str, ours: str) 
 @SOURCE
 def test_a_key_too_many_is_named(source: str) -> None:
     state = foreign_state(source)
-    state["mask_head.conv.weight"] = torch.zeros(1)
-    with pytest.raises(ValueError, match="0 of its .* missing; 1 keys left over: mask_head.conv"):
+    state["keypoint_head.conv.weight"] = torch.zeros(1)
+    with pytest.raises(ValueError, match="0 of its .* missing; 1 keys left over: keypoint_head.c"):
         convert_checkpoint(state)
 
 
@@ -191,8 +230,27 @@ def test_long_lists_are_shortened() -> None:
             "not a Double-Head R-CNN of the authors' code .*nonlocal_conv",
         ),
         (
+            {"bbox_head.fc_cls.weight": ZERO, "bbox_head.shared_fcs.0.bias": ZERO},
+            r"not a TSD of the TSD authors' code \(mmdetection 1\): no key begins with "
+            r"'bbox_head.TSD_'; found 2 keys: bbox_head.\* \(2\)$",
+        ),
+        (
+            {"bbox_head.0.TSD_fc_cls.weight": ZERO, "bbox_head.1.fc_cls.weight": ZERO},
+            r"^this is a Cascade R-CNN, which has a box head for each of its stages "
+            r"\('bbox_head.0.TSD_fc_cls.weight'\), from the TSD authors' .*, and is not converted$",
+        ),
+        (
+            {
+                "backbone.layer2.0.conv2.conv_offset.weight": ZERO,
+                "bbox_head.TSD_fc_cls.weight": ZERO,
+            },
+            r"^this is a model with deformable convolutions \('backbone.layer2.0.conv2.conv_offset"
+            r".weight'\), from the TSD authors' code \(mmdetection 1\), and is not converted$",
+        ),
+        (
             {"conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(1)},
-            r"from none of the known sources: mmdetection \(roi_head.bbox_head\.\*\); .*"
+            r"from none of the known sources: mmdetection \(roi_head.bbox_head\.\*\); .*the TSD "
+            r"authors' code \(mmdetection 1\) \(bbox_head\.\*\); "
             r"found 2 keys: conv1.\* \(1\), fc.\* \(1\)",
         ),
         (
@@ -232,6 +290,9 @@ def test_the_other_source_is_refused(source: str) -> None:
         ("mmdet", "roi_head.bbox_head.fc_reg.bias", 19, "19 rows; .* 5 classes allowed: 20 or 4"),
         ("official", f"{SCORES}_fc.weight", 7, "7 rows; with 5 classes allowed: 6$"),
         ("official", "roi_heads.box.predictor.bbox_pred.bias", 20, "allowed: 24 or 8"),
+        ("tsd", "bbox_head.fc_cls.bias", 5, "5 rows; with 5 classes allowed: 6$"),
+        ("tsd", "bbox_head.TSD_fc_reg.weight", 4, "4 rows; with 5 classes allowed: 24$"),
+        ("tsd_mask", "mask_head.conv_logits.bias", 5, "5 rows; with 5 classes allowed: 6$"),
     ],
 )
 def test_rows_of_classes_and_boxes_must_agree(
@@ -255,7 +316,8 @@ def test_the_model_refuses_foreign_weights(source: str, prefix: str) -> None:
     for strict in (True, False):
         with pytest.raises(
             ValueError,
-            match=f"would load nothing; convert them .*: MODEL.WEIGHTS doublehead://{source}/",
+            match="would load nothing; convert them .*: MODEL.WEIGHTS doublehead://"
+            + source.removesuffix("_mask"),
         ) as error:
             model.load_state_dict(state, strict=strict)
         assert COMMAND in str(error.value)
@@ -282,6 +344,29 @@ def test_of_two_systems_of_a_code_base_the_right_one_is_found(
     assert recognise.find_source(["backbone.conv1"]) is None
 
 
+def test_mmdetection_1_and_2_are_told_apart() -> None:
+    for source in NAMES:
+        assert recognise.find_source(foreign_state(source)) == NAMES[source]
+    # A box head of mmdetection 1 without TSD is refused by the source that knows its names.
+    assert recognise.find_source(["bbox_head.fc_cls.weight"]) == "tsd"
+    assert recognise.find_source(["roi_heads.box_head.fc1.weight"]) is None
+
+
+@pytest.mark.parametrize(
+    ("depth", "masks", "classes", "use"),
+    [
+        (50, False, 80, "rcnn_R_50_FPN_1x.yaml."),
+        (152, False, 80, "rcnn_R_152_FPN_1x.yaml."),
+        (50, True, 80, "mask_rcnn_R_50_FPN_1x.yaml."),
+        (101, True, 80, "mask_rcnn_R_50_FPN_1x.yaml and MODEL.RESNETS.DEPTH 101."),
+        (50, False, 500, "rcnn_R_50_FPN_1x.yaml and MODEL.ROI_HEADS.NUM_CLASSES 500."),
+    ],
+)
+def test_tool_names_the_config_of_a_tsd(depth: int, masks: bool, classes: int, use: str) -> None:
+    record = {"source": "tsd", "depth": depth, "num_classes": classes, "masks": masks}
+    assert tool._use(record) == f"Use it as MODEL.WEIGHTS with Imported/official_tsd_{use}"
+
+
 def test_refusal_without_published_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SOURCES, "mmdet", SOURCES["mmdet"]._replace(published={}))
     with pytest.raises(ValueError, match=r"doublehead_d2.checkpoint.convert_checkpoint\)$"):
@@ -290,5 +375,5 @@ def test_refusal_without_published_models(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_tool_names_no_config_where_none_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SOURCES, "mmdet", SOURCES["mmdet"]._replace(published={}))
-    record = {"source": "mmdet", "depth": 50, "num_classes": 80}
+    record = {"source": "mmdet", "depth": 50, "num_classes": 80, "masks": False}
     assert tool._use(record) == "Converted; no config of the zoo is made for it."

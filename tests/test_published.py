@@ -11,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
+from doublehead_d2 import model_zoo
 from doublehead_d2.checkpoint import convert_checkpoint, published
 from doublehead_d2.checkpoint.download import hash_in_name
 from doublehead_d2.checkpoint.reading import load_tensors
@@ -19,6 +20,8 @@ from servers import Server, hashed
 
 MMDET = "mmdet/dh_faster_rcnn_r50_fpn_1x_coco"
 OFFICIAL = "official/dh_faster_rcnn_R_50_FPN_1x"
+TSD = "tsd/faster_rcnn_r50_fpn_TSD_1x"
+TSD_MASK = "tsd/mask_rcnn_r50_fpn_TSD_1x"
 
 
 @pytest.fixture
@@ -140,6 +143,32 @@ def test_another_depth_is_refused(cache: Path) -> None:
     assert [x.name for x in cache.rglob("*.pth")] == [published.PUBLISHED[name].file]
 
 
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        (TSD, "tsd_mask", "with a ResNet-50 and a mask head; expected is a ResNet-50$"),
+        (TSD_MASK, "tsd", "with a ResNet-50; expected is a ResNet-50 and a mask head$"),
+    ],
+)
+def test_a_mask_head_too_many_or_too_few_is_refused(
+    name: str, source: str, message: str, cache: Path
+) -> None:
+    folder = cache / "tsd"
+    folder.mkdir(parents=True)
+    save_foreign(source, folder / published.PUBLISHED[name].file)
+    with pytest.raises(ValueError, match=message):
+        published.local_path(name)
+
+
+@pytest.mark.parametrize(("name", "source"), [(TSD, "tsd"), (TSD_MASK, "tsd_mask")])
+def test_tsd_file_is_taken_from_the_cache(name: str, source: str, cache: Path) -> None:
+    folder = cache / "tsd"
+    folder.mkdir(parents=True)
+    save_foreign(source, folder / published.PUBLISHED[name].file)
+    content = load_tensors(published.local_path(name))
+    torch.testing.assert_close(content["model"], converted_by_hand(source))
+
+
 def test_another_number_of_classes_is_reported(
     cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -181,7 +210,13 @@ def test_unknown_names_are_refused_with_those_known() -> None:
 
 
 def test_names_addresses_and_hash_of_the_published_files() -> None:
-    assert list(published.PUBLISHED) == [MMDET, OFFICIAL, OFFICIAL.replace("50", "101")]
+    tsd = [f"tsd/faster_rcnn_r{depth}_fpn_TSD_1x" for depth in (50, 101, 152)]
+    expected = [MMDET, OFFICIAL, OFFICIAL.replace("50", "101"), *tsd, TSD_MASK]
+    assert list(published.PUBLISHED) == expected
+    for name in (*tsd, TSD_MASK):  # files are named as their configs
+        entry = published.PUBLISHED[name]
+        assert entry.file == f"{name.removeprefix('tsd/')}.pth" and not entry.direct
+        assert f"doublehead://{name}" == model_zoo.get_config(entry.config).MODEL.WEIGHTS
     mmdet = published.PUBLISHED[MMDET]
     assert hash_in_name(mmdet.address) == hash_in_name(mmdet.file) == "586b67df"
     assert mmdet.address.endswith(f"/v2.0/double_heads/dh_faster_rcnn_r50_fpn_1x_coco/{mmdet.file}")
