@@ -40,7 +40,6 @@ def narrow(cfg: CfgNode, *, backbone: int, heads: int) -> None:
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 1024 // heads
     node = cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD
     node.DIM, node.BOTTLENECK_DIM, node.NONLOCAL_DIM = 1024 // heads, 256 // heads, 512 // heads
-    cfg.MODEL.ROI_TSD.OFFSET_DIM = 256 // heads
 
 
 def model_of(cfg: CfgNode) -> str:
