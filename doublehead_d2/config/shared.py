@@ -1,10 +1,11 @@
 """Checks that all systems share, in the words that all errors about a config share."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 
 
 def check_word(key: str, value: str, allowed: Sequence[str]) -> None:
@@ -26,6 +27,23 @@ def check_between(key: str, value: float, lowest: float, highest: float = float(
     if not lowest <= value <= highest or value == float("inf"):
         allowed = f"{lowest} or more" if highest == float("inf") else f"{lowest} to {highest}"
         raise ValueError(f"{key} is {value}; allowed: {allowed}")
+
+
+def check_box_heads(names: Mapping[str, str]) -> None:
+    """Raise ValueError unless every key's value is a name of ROI_BOX_HEAD_REGISTRY."""
+    types = tuple(name for name, _ in ROI_BOX_HEAD_REGISTRY)
+    for key, name in names.items():
+        check_word(key, name, types)
+
+
+def check_legacy_pooler(cfg: CfgNode, key: str) -> None:
+    """Raise ValueError for another RoIAlign than legacy boxes, switched on by `key`, need."""
+    pooler_type = cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE
+    if pooler_type != "ROIAlign":
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is '{pooler_type}'; with {key} True allowed: "
+            "'ROIAlign', which does not move RoIs by half a pixel"
+        )
 
 
 def devices_here() -> list[str]:

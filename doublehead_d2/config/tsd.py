@@ -1,13 +1,13 @@
 """The keys of TSD and their check."""
 
 from detectron2.config import CfgNode
-from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 
 from doublehead_d2.config.shared import (
     check_between,
+    check_box_heads,
     check_deformable_convolution,
+    check_legacy_pooler,
     check_positive,
-    check_word,
 )
 
 _KEY = "MODEL.ROI_TSD"
@@ -94,13 +94,8 @@ def check_tsd_config(cfg: CfgNode) -> None:
                 f"{_KEY}.SIBLING_LOSS_WEIGHT is 0: there is no sibling head to be better than; "
                 "allowed: 0"
             )
-    if node.LEGACY_BOXES and box_head.POOLER_TYPE != "ROIAlign":
-        raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is '{box_head.POOLER_TYPE}'; with "
-            f"{_KEY}.LEGACY_BOXES True allowed: 'ROIAlign', which does not move RoIs by half a "
-            "pixel"
-        )
-    types = tuple(name for name, _ in ROI_BOX_HEAD_REGISTRY)
-    check_word("MODEL.ROI_BOX_HEAD.NAME", box_head.NAME, types)
-    check_word(f"{_KEY}.REG_HEAD.NAME", node.REG_HEAD.NAME, types)
+    if node.LEGACY_BOXES:
+        check_legacy_pooler(cfg, f"{_KEY}.LEGACY_BOXES")
+    heads = {"MODEL.ROI_BOX_HEAD.NAME": box_head.NAME, f"{_KEY}.REG_HEAD.NAME": node.REG_HEAD.NAME}
+    check_box_heads(heads)
     check_deformable_convolution(cfg)
