@@ -45,7 +45,7 @@ class TSDPredictions(NamedTuple):
 
 
 class OffsetHead(nn.Module):
-    """The networks that predict ΔC and ΔR; they share their first layer (Eqs. 3 and 4)."""
+    """The networks that predict ΔC and ΔR; they share their first layer (Section 3.2)."""
 
     def __init__(self, input_shape: ShapeSpec, *, dim: int) -> None:
         """
@@ -204,7 +204,7 @@ class TSDROIHeads(SeparateROIHeads[TSDPredictions]):
         return parts
 
     def losses(self, predictions: TSDPredictions, proposals: list[Instances]) -> dict[str, Tensor]:
-        """The weighted losses of all heads, without the RPN's (Eq. 8).
+        """The weighted losses of all heads, without the RPN's.
 
         Args:
             predictions: of :meth:`predict` in training for the boxes of `proposals`.

@@ -9,7 +9,6 @@ is done stays, whatever comes after it.
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,8 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit code: 1 if an image could not be read."""
     args = argument_parser().parse_args(argv)
     _check(args)
-    # detectron2's anchors call it as they always did.
-    warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
     cfg = model_zoo.get_config(args.config_file)
     merge_opts(cfg, args.opts)
     if not cfg.MODEL.WEIGHTS:
