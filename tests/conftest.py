@@ -6,11 +6,13 @@ its end; after a failure, what pytest keeps of the tests that failed stays.
 
 import atexit
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,6 +116,24 @@ def once(folder: Path) -> Iterator[Path]:
             done.touch()
 
 
+@contextmanager
+def own_loggers() -> Iterator[None]:
+    """Leaves the loggers as they were: handlers of a test write to its captured output."""
+    loggers = [logging.getLogger(name) for name in ("doublehead_d2", "detectron2", "fvcore")]
+    before = [(x, list(x.handlers), x.level, x.propagate) for x in loggers]
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+@pytest.fixture(autouse=True)
+def _own_loggers() -> Iterator[None]:
+    with own_loggers():
+        yield
+
+
 @pytest.fixture(scope="session")
 def shapes() -> Path:
     """The built-in data sets under their own names, with few images."""
@@ -173,5 +193,6 @@ def trained(shapes: Path) -> Path:
     schedule = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "320", "SOLVER.WARMUP_ITERS", "30"]
     for output in once(RUN / "trained"):
         command = ["--config-file", TINY_EXT, "OUTPUT_DIR", str(output), *schedule]
-        main(argument_parser().parse_args(command))
+        with own_loggers():
+            main(argument_parser().parse_args(command))
     return RUN / "trained"

@@ -175,19 +175,28 @@ def test_a_mistake_in_two_processes(shapes: Path, tmp_path: Path) -> None:
     assert "Traceback" not in result.stdout
 
 
+def heed_ctrl_c() -> None:
+    """Shells let what they start in the background ignore it, and so does what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_an_interrupted_training_names_resume(shapes: Path, tmp_path: Path) -> None:
     command = train_net(*SHORT, "OUTPUT_DIR", "out", "SOLVER.CHECKPOINT_PERIOD", "1")
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    )
-    said = ""
-    while " iter: 1 " not in said:
-        line = process.stdout.readline()
-        assert line, process.stderr.read()
-        said += line
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=300)
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+        preexec_fn=heed_ctrl_c,
+    )  # fmt: skip
+    try:
+        said = ""
+        while " iter: 1 " not in said:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            said += line
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()  # a checkpoint an iteration would fill the disk
     assert process.returncode == 130 and errors.splitlines() == ["interrupted"]
     assert "with --resume.\n" in rest and "the training goes on from out/model_00000" in rest
     assert "with --resume.\n" in (tmp_path / "out" / "log.txt").read_text()
