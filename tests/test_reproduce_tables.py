@@ -63,10 +63,33 @@ def test_table_shows_missing_rows() -> None:
     assert lines[3] == "| b | – | – | – | none yet | – |"
 
 
+def test_table_of_rows_that_no_paper_has() -> None:
+    lines = paper_tables.markdown_table(scores(a=[10.0, 12.0]), {}).splitlines()
+    assert lines == [
+        "| row | AP | AP50 | AP75 | seeds |",
+        "|---|---|---|---|---|",
+        "| a | 11.00 ± 1.41 | 12.00 ± 1.41 | 10.00 ± 1.41 | 0, 1 |",
+    ]
+
+
+def test_claims_by_hand() -> None:
+    found = scores(a=[10.0, 12.0, 90.0], b=[8.0, 8.0], c=[], d=[1.0])
+    # a - b is 2, 4 in the seeds that both have: 3 on average, sqrt(2) / sqrt(2) its error.
+    assert paper_tables.claim_statement(found, "a", "b") == (
+        "yes (+3.00 AP of a to b, standard error 1.00)"
+    )
+    assert paper_tables.claim_statement(found, "b", "a") == (
+        "no (-3.00 AP of b to a, standard error 1.00)"
+    )
+    assert "standard error unknown with" in paper_tables.claim_statement(found, "a", "d")
+    assert "no seed has a result for a and c" in paper_tables.claim_statement(found, "a", "c")
+
+
 def test_rows_are_the_papers() -> None:
     assert len(paper_tables.TABLE_1) == 10
     configs = {name.split("/")[1] for name in model_zoo.list_configs()}
-    assert {f"{row}.yaml" for row in paper_tables.TABLE_1} <= configs
+    assert {f"{row}.yaml" for row in (*paper_tables.TABLE_1, *paper_tables.TSD)} <= configs
+    assert {row for pair in paper_tables.TSD_CLAIMS.values() for row in pair} <= {*paper_tables.TSD}
     assert max(paper_tables.TABLE_1.values()) == paper_tables.TABLE_1["double_head_tuned"]
 
 
@@ -81,7 +104,9 @@ def test_the_overlay_changes_sizes_and_no_heads(row: str, tmp_path: Path) -> Non
         node.MODEL.ROI_BOX_HEAD.FC_DIM = 0
         for key in ("DIM", "BOTTLENECK_DIM", "NONLOCAL_DIM"):
             node.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD[key] = 0
+        node.MODEL.ROI_TSD.OFFSET_DIM = 0
     assert cfg.MODEL.ROI_DOUBLE_HEAD == full.MODEL.ROI_DOUBLE_HEAD
+    assert cfg.MODEL.ROI_TSD == full.MODEL.ROI_TSD
     assert cfg.MODEL.ROI_BOX_HEAD == full.MODEL.ROI_BOX_HEAD
     assert cfg.MODEL.ROI_HEADS.NAME == full.MODEL.ROI_HEADS.NAME
     assert (cfg.SEED, cfg.SOLVER.MAX_ITER) == (3, 7)

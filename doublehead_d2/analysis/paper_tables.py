@@ -1,4 +1,7 @@
-"""The rows of the paper's Tables 1 and 3 and what is said about a study of them: numbers alone."""
+"""The rows of the study and what is said about them: numbers alone.
+
+Those of the Double-Head paper's Tables 1 and 3, and TSD's ablation beside their equals.
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -27,6 +30,28 @@ EXT_MODES = {
     "cls_head_alone": ("cls_head", "cls_head"),
 }
 EXT = "double_head_ext"
+# TSD's ablation, after what each of its steps is held against: Double-FC is TSD without offsets and
+# without a sibling head.
+TSD = (
+    "single_fc_w1",
+    "double_fc_w1",
+    "double_head_tuned",
+    "tsd_no_sibling",
+    "tsd_no_pc",
+    "tsd_pc_cls",
+    "tsd_pc_loc",
+    "tsd_pc",
+    "double_head_tsd",
+)
+# What TSD's paper claims, as a row and the row that it is to be better than
+TSD_CLAIMS = {
+    "TSD helps": ("tsd_pc", "single_fc_w1"),
+    "The offsets help": ("tsd_no_sibling", "double_fc_w1"),
+    "The sibling head helps": ("tsd_no_pc", "tsd_no_sibling"),
+    "The progressive constraint helps": ("tsd_pc", "tsd_no_pc"),
+    "A conv-head helps TSD": ("double_head_tsd", "tsd_pc"),
+    "TSD helps Double-Head": ("double_head_tsd", "double_head_tuned"),
+}
 METRICS = ("AP", "AP50", "AP75")
 
 Scores = Mapping[str, Mapping[int, Mapping[str, float]]]  # row, seed, metric: percent
@@ -61,22 +86,21 @@ def summarize(scores: Scores) -> dict[str, dict[str, Spread]]:
 
 
 def markdown_table(scores: Scores, paper: Mapping[str, float]) -> str:
-    """Rows with mean ± standard deviation, number of seeds and the AP of the paper.
+    """Rows with mean ± standard deviation, seeds and the AP of the paper.
 
     Args:
         scores: results by row and seed; rows without a result are shown as missing.
-        paper: AP in the paper by row, for those that are in it.
+        paper: AP in the paper by row, for those that are in it; without any, the table has no
+            column for them.
     """
     summary = summarize(scores)
-    lines = [
-        "| row | AP | AP50 | AP75 | seeds | AP in the paper (COCO) |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = [["row", *METRICS, "seeds", "AP in the paper (COCO)"], ["---"] * 6]
     for row in scores:
         cells = [str(summary[row][m]) if row in summary else "–" for m in METRICS]
         seeds = ", ".join(map(str, sorted(scores[row]))) or "none yet"
-        lines.append(f"| {row} | {' | '.join(cells)} | {seeds} | {paper.get(row, '–')} |")
-    return "\n".join(lines)
+        rows.append([row, *cells, seeds, str(paper.get(row, "–"))])
+    lines = [cells if paper else cells[:-1] for cells in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines).replace(" --- ", "---")
 
 
 def order_statement(
@@ -106,17 +130,32 @@ def order_statement(
         other = rival if wanted == found else found
         gap = spread([a - b for a, b in zip(aps[wanted], aps[other], strict=True)])
         verdict = "yes" if wanted == found else f"no, {found} is"
-        error = "unknown with a single seed"
-        if gap.deviation is not None:
-            error = f"{gap.deviation / gap.count**0.5:.2f}"
-        statements.append(
-            f"{wanted} {place}: {verdict} ({gap.mean:+.2f} AP to {other}, standard error {error})"
-        )
+        statements.append(f"{wanted} {place}: {verdict} ({_gap(gap)} to {other}{_error(gap)})")
     return "; ".join(statements)
 
 
-def report(table_1: Scores, ext: Scores) -> str:
-    """Both tables in Markdown and whether the paper's order appears in them."""
+def claim_statement(scores: Scores, row: str, baseline: str) -> str:
+    """Whether `row` has more AP than `baseline`, over the seeds that both have, in a sentence."""
+    seeds = sorted(set(scores[row]) & set(scores[baseline]))
+    if not seeds:
+        return f"not yet known: no seed has a result for {row} and {baseline}"
+    gap = spread([scores[row][seed]["AP"] - scores[baseline][seed]["AP"] for seed in seeds])
+    verdict = "yes" if gap.mean > 0 else "no"
+    return f"{verdict} ({_gap(gap)} of {row} to {baseline}{_error(gap)})"
+
+
+def _gap(gap: Spread) -> str:
+    return f"{gap.mean:+.2f} AP"
+
+
+def _error(gap: Spread) -> str:
+    if gap.deviation is None:
+        return ", standard error unknown with a single seed"
+    return f", standard error {gap.deviation / gap.count**0.5:.2f}"
+
+
+def report(table_1: Scores, ext: Scores, tsd: Scores) -> str:
+    """All tables in Markdown and whether what the papers claim appears in them."""
     singles = ["single_fc_w1", "single_conv_w1"]
     statements = []
     for group in ("w1", "tuned"):
@@ -130,6 +169,7 @@ def report(table_1: Scores, ext: Scores) -> str:
         statements.append(f"- Table 1, weights {group}: {order}.")
     order = order_statement(ext, list(TABLE_3), first="complementary", last="cls_head")
     statements.append(f"- Table 3: {order}.")
+    claims = [f"- {claim}: {claim_statement(tsd, *rows)}." for claim, rows in TSD_CLAIMS.items()]
     return "\n".join(
         [
             "Box AP in percent on shapes_hard_val, mean ± standard deviation of single runs.",
@@ -142,6 +182,11 @@ def report(table_1: Scores, ext: Scores) -> str:
             "",
             "## Does the paper's order appear?",
             *statements,
+            "",
+            "## TSD: its ablation",
+            markdown_table(tsd, {}),
+            "",
+            *claims,
             "",
         ]
     )

@@ -1,7 +1,8 @@
-"""Tables 1 and 3 of the paper on the built-in shapes_hard data, at a size that a CPU can train.
+"""Tables 1 and 3 of the paper, and TSD's ablation, on the built-in shapes_hard data.
 
-Trains every row of Table 1 and a Double-Head-Ext once per seed, all from one ResNet, FPN and RPN
-that are trained first (in place of ImageNet's weights); the ResNet then stays frozen. Scores the
+At a size that a CPU can train. Trains every row once per seed (of Table 3 one Double-Head-Ext), all
+from one ResNet, FPN and RPN that are trained first (in place of ImageNet's weights); the ResNet
+then stays frozen. Scores the
 Ext model with every fusion in one pass, and writes results.json and tables.md. Finished runs are
 kept: it can be stopped and started again.
 """
@@ -26,7 +27,7 @@ from doublehead_d2.tools.options import USER_ERRORS, add_opts
 
 MODULE = "doublehead_d2.tools.reproduce_tables"
 SETTINGS_FILE = "settings.json"
-ROWS = [*paper_tables.TABLE_1, paper_tables.EXT]
+ROWS = list(dict.fromkeys([*paper_tables.TABLE_1, paper_tables.EXT, *paper_tables.TSD]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,26 +82,28 @@ def write_tables(output: Path) -> str:
 
 
 def format_tables(content: Mapping[str, Any]) -> str:
-    """Both tables, what they say of the paper's order, and what the runs were made with.
+    """All tables, what they say of the papers' claims, and what the runs were made with.
 
     Args:
         content: of results.json.
     """
     table_1: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.TABLE_1}
     ext: dict[str, dict[int, dict[str, float]]] = {mode: {} for mode in paper_tables.EXT_MODES}
+    tsd: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.TSD}
     facts: dict[str, list[str]] = {"options": [" ".join(content["opts"]) or "none"]}
     for result in content["runs"]:
         for mode, scores in result["scores"].items():
             if result["row"] == paper_tables.EXT:
                 ext[mode][result["seed"]] = scores
-            elif result["row"] in table_1:
-                table_1[result["row"]][result["seed"]] = scores
+            for table in (table_1, tsd):
+                if result["row"] in table:
+                    table[result["row"]][result["seed"]] = scores
         name = "iterations of the backbone" if result["row"] == BACKBONE else "iterations of a row"
         for key, value in {**result["environment"], name: str(result["iterations"])}.items():
             facts.setdefault(key, []).append(value)
     # Where runs differ, all that they were made with
     lines = [f"- {key}: {'; '.join(dict.fromkeys(found))}\n" for key, found in facts.items()]
-    return paper_tables.report(table_1, ext) + "\n" + "".join(lines)
+    return paper_tables.report(table_1, ext, tsd) + "\n" + "".join(lines)
 
 
 def _keep_settings(output: Path, opts: Sequence[str]) -> None:
