@@ -16,6 +16,7 @@ from conftest import TINY_EXT
 from doublehead_d2 import model_zoo
 from doublehead_d2.engine import Trainer, argument_parser, complete_config, main
 from doublehead_d2.engine.amp import AMPTrainer
+from doublehead_d2.engine.proposal_files import check_proposal_files
 
 SHORT = ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 3]
 
@@ -315,6 +316,46 @@ def test_proposals_that_would_be_ignored_or_missing_are_refused(
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(*map(str, opts))
+
+
+BOXES = [np.zeros((1, 4), np.float32)]
+LOGITS = [np.zeros(1, np.float32)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "a.pkl' is no file of proposals: it holds a list of something else; allowed: a p"),
+        ({"ids": [0], "boxes": BOXES}, r"a dict of ids \(1\), boxes \(1\); allowed: .*or scores$"),
+        (
+            {"ids": [0, 1], "boxes": BOXES, "scores": LOGITS},
+            r"ids \(2\), boxes \(1\), scores \(1\)",
+        ),
+        ({"indexes": ["7"], "boxes": BOXES, "scores": LOGITS}, "a.pkl' has no proposals for 39 im"),
+    ],
+)
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_files_that_hold_no_proposals(
+    split: str, content: object, message: str, shapes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+    cfg = cfg_of(TINY_EXT, tmp_path, "MODEL.LOAD_PROPOSALS", True)
+    cfg.DATASETS[split] = ("shapes_val",)
+    cfg.DATASETS[f"PROPOSAL_FILES_{split}"] = (str(tmp_path / "a.pkl"),)
+    with pytest.raises(ValueError, match=message):
+        check_proposal_files(cfg, split)
+
+
+def test_proposals_by_either_name_or_of_arrays_are_taken(shapes: Path, tmp_path: Path) -> None:
+    path = Path(write_proposals("shapes_val", tmp_path / "a.pkl"))
+    cfg = cfg_of(TINY_EXT, tmp_path, "MODEL.LOAD_PROPOSALS", True)
+    cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST = ("shapes_val",), (str(path),)
+    check_proposal_files(cfg, "TEST")
+    content = pickle.loads(path.read_bytes())
+    content["scores"] = content.pop("objectness_logits")
+    content["indexes"] = np.array(content.pop("ids"))
+    path.write_bytes(pickle.dumps(content))
+    check_proposal_files(cfg, "TEST")
 
 
 # ------------------------------------------------------------------------------------- test-dev

@@ -19,17 +19,16 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
-from doublehead_d2.checkpoint.reading import refuse_code_in_pickle
 from doublehead_d2.config import check_tta_config
 from doublehead_d2.config.checks import check_batch
 from doublehead_d2.data.naming_mapper import NamingMapper
 from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine.amp import AMPTrainer
 from doublehead_d2.engine.first_iterations import FirstIterations
+from doublehead_d2.engine.proposal_files import check_proposal_files
 from doublehead_d2.engine.trained_config import TrainedConfigWriter
 from doublehead_d2.evaluation import (
     ModesEvaluator,
@@ -193,14 +192,14 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         """detectron2's loader of the training data, resizing as INPUT.RESIZE_RULE asks for."""
-        _refuse_code_in_proposals(cfg, "TRAIN")
+        check_proposal_files(cfg, "TRAIN")
         mapper = NamingMapper(build_mapper(cfg, is_train=True))
         return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
         """detectron2's loader of a test set, resizing as INPUT.RESIZE_RULE asks for."""
-        _refuse_code_in_proposals(cfg, "TEST")
+        check_proposal_files(cfg, "TEST")
         mapper = NamingMapper(build_mapper(cfg, is_train=False))
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
@@ -212,12 +211,6 @@ class Trainer(DefaultTrainer):
         return build_evaluator(
             dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         )
-
-
-def _refuse_code_in_proposals(cfg: CfgNode, split: str) -> None:
-    """detectron2 unpickles files of proposals as they are."""
-    for path in cfg.DATASETS[f"PROPOSAL_FILES_{split}"] if cfg.MODEL.LOAD_PROPOSALS else ():
-        refuse_code_in_pickle(PathManager.get_local_path(path))
 
 
 def _check_scaled(cfg: CfgNode) -> None:
