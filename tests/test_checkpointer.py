@@ -301,6 +301,36 @@ def test_imported_weights_are_fine_tuned(
 # --------------------------------------------------------------------------- what is no checkpoint
 
 
+def test_names_that_nothing_knows() -> None:
+    message = r"no checkpoint 'nowhere://x.pth' \(nothing knows nowhere://\); allowed for MODEL"
+    with pytest.raises(FileNotFoundError, match=message):
+        loaded(small_cfg(), "nowhere://x.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.pth", {"model": {"a.weight": 3}}, "a.weight in its model is a int, allowed: tensors b"),
+        ("a.pth", {"a.weight": "x"}, "a.weight in its model is a str, allowed: tensors by name"),
+        ("a.pkl", {"model": {"a": [1.0]}, "__author__": "x"}, "a in its model is a list, allowed"),
+        ("a.pkl", {"blobs": [1]}, "its model is a list, allowed: a dict of tensors by name"),
+        ("a.pyth", {"a.weight": torch.zeros(1)}, "a.pyth' is no checkpoint of pycls: allowed in"),
+        ("a.pyth", [1], "a.pyth' is no checkpoint of pycls: allowed in a .pyth file: a dict"),
+        ("a.pyth", {"model_state": {"a": 1}}, "a in its model is a int, allowed: tensors by name"),
+    ],
+)
+def test_values_that_are_no_tensors(
+    name: str, content: object, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if name.endswith(".pkl"):
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        loaded(small_cfg(), path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     model = torch.nn.Linear(1, 1)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint '.*/a.pth'.*; allowed for MODEL"):

@@ -62,16 +62,26 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
             path: a path, URL, or name such as detectron2://... and doublehead://....
         """
         self._path = path
-        if path and "://" not in path and not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"there is no checkpoint '{path}' (here: {os.path.abspath(path)}); allowed for "
-                "MODEL.WEIGHTS: a file, a URL, or a name such as doublehead://... and detectron2://..."
-            )
+        self._check_is_there(path)
         try:
             return super().load(_resolve(path), *args, **kwargs)
         finally:
             # Upstream main forgets this after an error, and could then never load again.
             self._parsed_url_during_load = None
+
+    def _check_is_there(self, path: str) -> None:
+        """Downloads what is not here yet, but for http(s), whose options fvcore reads later."""
+        if not path or path.startswith(("http://", "https://")):
+            return
+        scheme, is_name, _ = path.partition("://")
+        # Where no handler of names takes the path, it is given back as it is.
+        file = self.path_manager.get_local_path(path.partition("?")[0]) if is_name else path
+        if not os.path.isfile(file):
+            why = f"nothing knows {scheme}://" if is_name else f"here: {os.path.abspath(path)}"
+            raise FileNotFoundError(
+                f"there is no checkpoint '{path}' ({why}); allowed for MODEL.WEIGHTS: a file, a "
+                "URL, or a name such as doublehead://... and detectron2://..."
+            )
 
     def get_checkpoint_file(self) -> str:
         """The file that `last_checkpoint` names, which lies beside it.
@@ -91,9 +101,20 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
         if filename.endswith(".pkl"):
             _check_form(filename, refuse_code_in_pickle(filename))
         elif filename.endswith(".pyth"):  # detectron2 loads these itself
-            load_tensors(filename)
+            content = load_tensors(filename)
+            if not isinstance(content, dict) or not isinstance(content.get("model_state"), dict):
+                raise ValueError(
+                    f"'{filename}' is no checkpoint of pycls: allowed in a .pyth file: a dict "
+                    "whose model_state is a dict of tensors by name"
+                )
         checkpoint = super()._load_file(filename)
         _check_form(filename, checkpoint)
+        for key, value in checkpoint["model"].items():
+            if not isinstance(value, np.ndarray | torch.Tensor):
+                raise ValueError(
+                    f"'{filename}' is no checkpoint: {key} in its model is a "
+                    f"{type(value).__name__}, allowed: tensors by name"
+                )
         return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
@@ -127,7 +148,8 @@ def _check_form(path: str, checkpoint: Any) -> None:
     """A checkpoint is a dict; where it has a model, that is a dict by names."""
     if not isinstance(checkpoint, dict):
         raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not a checkpoint")
-    model = checkpoint.get("model", checkpoint)
+    # Detectron's models are "blobs".
+    model = checkpoint.get("model", checkpoint.get("blobs", checkpoint))
     if not isinstance(model, dict) or not all(isinstance(key, str) for key in model):
         raise ValueError(
             f"'{path}' is no checkpoint: its model is a {type(model).__name__}, allowed: a dict of "
