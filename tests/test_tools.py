@@ -124,6 +124,16 @@ def test_quickstart_skips_what_is_done(
     shutil.rmtree(trained / "predictions")
 
 
+def test_quickstart_ends_with_the_training(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make_shapes, "main", lambda argv: 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert quickstart.main(["--output", str(tmp_path / "out"), "SOLVER.MAX_ITTER", "5"]) == 1
+    assert capsys.readouterr().err.startswith("error: 'SOLVER.MAX_ITTER' is no config key; did you")
+    assert not (tmp_path / "out").exists()
+
+
 def test_final_ap_needs_an_evaluation(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"iteration": 19, "total_loss": 1.0}\n')
     with pytest.raises(ValueError, match="records no bbox/AP"):

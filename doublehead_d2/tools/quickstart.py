@@ -14,7 +14,7 @@ from detectron2.utils.logger import setup_logger
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.engine import argument_parser as train_argument_parser
-from doublehead_d2.engine import main as train
+from doublehead_d2.engine import run as train
 from doublehead_d2.tools import demo, make_shapes
 
 CONFIG = "Shapes-Detection/double_head_ext_rcnn_tiny.yaml"
@@ -22,7 +22,7 @@ PICTURES = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; returns its exit code."""
+    """Run the tool; returns its exit code, of a training that ends early that of train_net.py."""
     parser = argparse.ArgumentParser(
         prog="python -m doublehead_d2.tools.quickstart", description=__doc__
     )
@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         # --resume starts from scratch where there is no checkpoint yet
         command = ["--config-file", args.config_file, "--resume", "OUTPUT_DIR", args.output]
-        train(train_argument_parser().parse_args(command + args.opts))
+        status = train(train_argument_parser().parse_args(command + args.opts))
+        if status:
+            return status
 
     config = os.path.join(args.output, "config.yaml")
     pictures = os.path.join(args.output, "predictions")
