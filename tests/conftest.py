@@ -187,10 +187,10 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def trained(shapes: Path) -> Path:
-    """Output folder of a short training of the demo's config, some 60 seconds on two cores."""
+    """Output folder of a short training of the demo's config, some minutes of a core."""
     from doublehead_d2.engine import argument_parser, main
 
-    schedule = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "320", "SOLVER.WARMUP_ITERS", "30"]
+    schedule = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "160", "SOLVER.WARMUP_ITERS", "30"]
     for output in once(RUN / "trained"):
         command = ["--config-file", TINY_EXT, "OUTPUT_DIR", str(output), *schedule]
         with own_loggers():

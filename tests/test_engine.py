@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
 from builders import EXT, random_features, sampled_proposals, small_heads
-from conftest import DATASETS, REPOSITORY, TINY_EXT
+from conftest import DATASETS, REPOSITORY, RUN, TINY_EXT, once
 from doublehead_d2 import model_zoo
 from doublehead_d2.engine import Trainer, argument_parser, launch, main, setup
 
@@ -29,8 +29,8 @@ def args_for(*words: str) -> object:
     return argument_parser().parse_args(list(words))
 
 
-def tiny_cfg(output: Path, *opts: object) -> CfgNode:
-    cfg = model_zoo.get_config(TINY_EXT)
+def tiny_cfg(output: Path, *opts: object, name: str = TINY_EXT) -> CfgNode:
+    cfg = model_zoo.get_config(name)
     cfg.merge_from_list([*CPU, *SHORT, *opts, "OUTPUT_DIR", str(output)])
     return cfg
 
@@ -78,17 +78,10 @@ def test_one_process_runs_here() -> None:
     assert seen == ["here"]
 
 
-def report_ranks(folder: str) -> None:
-    ranks = [comm.get_rank(), comm.get_world_size(), comm.get_local_rank(), comm.get_local_size()]
-    Path(folder, f"{comm.get_rank()}.json").write_text(json.dumps(ranks))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests the launch without a GPU")
-def test_two_cpu_processes(tmp_path: Path) -> None:
-    launch(report_ranks, 2, dist_url="auto", args=(str(tmp_path),))
-    reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert reports == [[0, 2, 0, 2], [1, 2, 1, 2]]
+def test_two_cpu_processes(two_processes: list[dict]) -> None:
+    assert [report["ranks"] for report in two_processes] == [[0, 2, 0, 2], [1, 2, 1, 2]]
 
 
 # ------------------------------------------------------------------------------------- setup
@@ -216,12 +209,17 @@ def test_config_of_an_interrupted_training_keeps_its_weights(shapes: Path, tmp_p
 # ------------------------------------------------------------------------------------- DDP
 
 
-def ddp_cfg(output: str) -> CfgNode:
+# Their losses by name: RPN 2, in all 1, heads the rest
+DDP_CONFIGS = {TINY_EXT: 7, "Shapes-Detection/tsd_rcnn_tiny.yaml": 8}
+
+
+def ddp_cfg(name: str, output: str) -> CfgNode:
     """A training in which nothing depends on how four images are spread over processes.
 
     Each iteration sees all four images of the data set, one object in each; every anchor and every
     RoI is sampled, 20 proposals and the object an image; no layer normalises over images and no
-    augmentation is random.
+    augmentation is random. TSD's M_loc is a mean over foreground, which each process has its own
+    of, and is off.
     """
     node = "MODEL.ROI_DOUBLE_HEAD.CONV_HEAD"
     return tiny_cfg(
@@ -233,6 +231,8 @@ def ddp_cfg(output: str) -> CfgNode:
         *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 4092, "MODEL.RPN.POSITIVE_FRACTION", 1.0),
         *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.RPN.NMS_THRESH", 1.0),
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 21, "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0),
+        *("MODEL.ROI_TSD.PC.LOC_WEIGHT", 0.0),
+        name=name,
     )
 
 
@@ -243,24 +243,25 @@ def train_and_report(output: str) -> None:
     )
     records = [{**record, "annotations": record["annotations"][:1]} for record in records]
     DatasetCatalog.register("ddp_train", lambda: records)
+    reports = {name: train_ddp(ddp_cfg(name, output)) for name in DDP_CONFIGS}
+    if comm.is_main_process():
+        Path(output, f"{comm.get_world_size()}.json").write_text(json.dumps(reports))
+
+
+def train_ddp(cfg: CfgNode) -> dict:
     torch.manual_seed(comm.get_rank())  # DDP must make the processes start from the same weights
-    cfg = ddp_cfg(output)
     trainer, recorder = Trainer(cfg), LossRecorder()
-    heads = getattr(trainer.model, "module", trainer.model).roi_heads
-    for layers in (heads.box_predictor, heads.reg_predictor):
-        # Each object is a RoI that needs no correction: with detectron2's init box losses are tiny.
-        nn.init.normal_(
-            layers.bbox_pred.weight, std=0.1, generator=torch.Generator().manual_seed(0)
-        )
+    for name, weight in trainer.model.named_parameters():
+        if name.endswith("bbox_pred.weight") and "roi_heads" in name:
+            # Each object is a RoI that needs no correction: box losses are tiny at first.
+            nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
     trainer.register_hooks([recorder])
     trainer.train()
-    if comm.is_main_process():
-        report = {
-            "losses": recorder.losses,
-            "rois": rois_per_image(trainer),
-            "without_gradient": [n for n, p in trainer.model.named_parameters() if p.grad is None],
-        }
-        Path(output, f"{comm.get_world_size()}.json").write_text(json.dumps(report))
+    return {
+        "losses": recorder.losses,
+        "rois": rois_per_image(trainer),
+        "without_gradient": [n for n, p in trainer.model.named_parameters() if p.grad is None],
+    }
 
 
 def rois_per_image(trainer: Trainer) -> float:
@@ -278,15 +279,15 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     for processes in (1, 2):
         launch(train_and_report, processes, dist_url="auto", args=(str(tmp_path),))
         reports.append(json.loads((tmp_path / f"{processes}.json").read_text()))
-    assert [r["rois"] for r in reports] == [21.0, 21.0]
-    assert reports[1]["without_gradient"] == reports[0]["without_gradient"] == []
-    for one, two in zip(reports[0]["losses"], reports[1]["losses"], strict=True):
-        assert two == pytest.approx(one, abs=1e-5)
-        assert all(loss > 0 for loss in one.values()) and len(one) == 7
-    first, last = (
-        step["total_loss"] for step in reports[0]["losses"][:: len(reports[0]["losses"]) - 1]
-    )
-    assert last != pytest.approx(first, abs=1e-3)
+    for name, count in DDP_CONFIGS.items():
+        alone, shared = (report[name] for report in reports)
+        assert alone["rois"] == shared["rois"] == 21.0
+        assert alone["without_gradient"] == shared["without_gradient"] == []
+        for one, two in zip(alone["losses"], shared["losses"], strict=True):
+            assert two == pytest.approx(one, abs=1e-5)
+            assert all(loss > 0 for loss in one.values()) and len(one) == count
+        first, *_, last = (step["total_loss"] for step in alone["losses"])
+        assert last != pytest.approx(first, abs=1e-3)
 
 
 class BoxLosses(nn.Module):
@@ -300,7 +301,22 @@ class BoxLosses(nn.Module):
         return self.heads._forward_box(random_features(len(proposals)), proposals)
 
 
-def report_gradients(folder: str, opts: list, sampled: list[tuple]) -> None:
+NODE = "MODEL.ROI_DOUBLE_HEAD"
+FOREGROUND = [f"{NODE}.TRAIN_REG_HEAD_ON", "foreground"]
+SYNCHRONISED = [f"{NODE}.CONV_HEAD.NORM", "naiveSyncBN"]
+CHECKPOINTS = [f"{NODE}.CONV_HEAD.USE_ACT_CHECKPOINT", True]
+# Options and, for each process: RoIs of its images, how many of them foreground
+CASES = {
+    "none in one": (EXT, [((0, 0),), ((6, 4),)]),
+    "none in both": (EXT, [((0, 0),), ((0, 0),)]),
+    "no foreground in one": (FOREGROUND, [((3, 4), 0), ((6, 4), 2)]),
+    "no foreground, synchronised": (FOREGROUND + SYNCHRONISED, [((3, 4), 0), ((6, 4), 2)]),
+    "synchronised": (SYNCHRONISED, [((3, 4), 1), ((6, 4), 2)]),
+    "checkpoints": (SYNCHRONISED + CHECKPOINTS, [((3, 4), 1), ((6, 4), 2)]),
+}
+
+
+def gradients_of(opts: list, sampled: list[tuple]) -> tuple[dict, dict]:
     """Gradients and buffers after two steps, with each process's own proposals."""
     model = create_ddp_model(BoxLosses(opts).train(), broadcast_buffers=False, device_ids=None)
     for _ in range(2):  # DDP complains about a missing gradient in the next iteration
@@ -309,44 +325,42 @@ def report_gradients(folder: str, opts: list, sampled: list[tuple]) -> None:
         model.zero_grad()
         sum(losses.values()).backward()
     gradients = {name: p.grad for name, p in model.module.named_parameters()}
-    buffers = dict(model.module.named_buffers())
-    torch.save((gradients, buffers), Path(folder, f"{comm.get_rank()}.pth"))
+    return gradients, dict(model.module.named_buffers())
 
 
-NODE = "MODEL.ROI_DOUBLE_HEAD"
-FOREGROUND = [f"{NODE}.TRAIN_REG_HEAD_ON", "foreground"]
-SYNCHRONISED = [f"{NODE}.CONV_HEAD.NORM", "naiveSyncBN"]
-CHECKPOINTS = [f"{NODE}.CONV_HEAD.USE_ACT_CHECKPOINT", True]
+def report_process(folder: str) -> None:
+    ranks = [comm.get_rank(), comm.get_world_size(), comm.get_local_rank(), comm.get_local_size()]
+    results = {name: gradients_of(*case) for name, case in CASES.items()}
+    report = {"ranks": ranks, "results": results}
+    torch.save(report, Path(folder, f"{comm.get_rank()}.pth"))
+
+
+@pytest.fixture(scope="module")
+def two_processes() -> list[dict]:
+    """What two processes of one launch report, which takes longer to start than to run."""
+    for folder in once(RUN / "two_processes"):
+        folder.mkdir()
+        launch(report_process, 2, dist_url="auto", args=(str(folder),))
+    return [torch.load(RUN / "two_processes" / f"{rank}.pth") for rank in range(2)]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests gloo processes without a GPU")
-@pytest.mark.parametrize(
-    ("opts", "sampled"),  # for each process: RoIs of its images, how many of them foreground
-    [
-        (EXT, [((0, 0),), ((6, 4),)]),
-        (EXT, [((0, 0),), ((0, 0),)]),
-        (FOREGROUND, [((3, 4), 0), ((6, 4), 2)]),
-        (FOREGROUND + SYNCHRONISED, [((3, 4), 0), ((6, 4), 2)]),
-    ],
-)
-def test_processes_without_rois_take_part(tmp_path: Path, opts: list, sampled: list) -> None:
-    launch(report_gradients, 2, dist_url="auto", args=(str(tmp_path), opts, sampled))
-    first, second = (torch.load(tmp_path / f"{rank}.pth")[0] for rank in range(2))
+@pytest.mark.parametrize("case", list(CASES)[:4])
+def test_processes_without_rois_take_part(two_processes: list[dict], case: str) -> None:
+    first, second = (report["results"][case][0] for report in two_processes)
     assert all(g is not None and g.isfinite().all() for g in first.values())
     torch.testing.assert_close(first, second)
+    _, sampled = CASES[case]
     assert any(g.any() for g in first.values()) == any(sum(counts) for counts, *_ in sampled)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests gloo processes without a GPU")
-def test_checkpoints_under_synchronised_norms(tmp_path: Path) -> None:
-    results = []
-    for opts in (SYNCHRONISED, SYNCHRONISED + CHECKPOINTS):
-        sampled = [((3, 4), 1), ((6, 4), 2)]
-        launch(report_gradients, 2, dist_url="auto", args=(str(tmp_path), opts, sampled))
-        results.append([torch.load(tmp_path / f"{rank}.pth") for rank in range(2)])
-    torch.testing.assert_close(results[1], results[0])
+def test_checkpoints_under_synchronised_norms(two_processes: list[dict]) -> None:
+    for report in two_processes:
+        results = report["results"]
+        torch.testing.assert_close(results["checkpoints"], results["synchronised"])
 
 
 # ------------------------------------------------------------------------------------- command line
