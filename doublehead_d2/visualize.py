@@ -60,6 +60,38 @@ def draw_ground_truth(image: np.ndarray, record: dict[str, Any], metadata: Metad
     return _finish(_visualizer(image, metadata).draw_dataset_dict(record))
 
 
+def draw_sampling(
+    image: np.ndarray,
+    proposal: Sequence[float],
+    bins: Sequence[Sequence[float]],
+    moved_bins: Sequence[Sequence[float]],
+    moved_proposal: Sequence[float],
+) -> np.ndarray:
+    """Draw where two tasks look for one object (TSD, Section 3.2).
+
+    Args:
+        image: BGR, H x W x 3 uint8.
+        proposal: XYXY in pixels of `image`; drawn white.
+        bins, moved_bins: centres (x, y) of the bins, regular and as classification pools them; the
+            latter dots in orange, each joined to its regular place.
+        moved_proposal: XYXY, what localisation pools; drawn blue.
+
+    Returns:
+        BGR picture, uint8; small images come back enlarged.
+    """
+    visualizer = _visualizer(image, Metadata())
+    visualizer.draw_box(proposal, edge_color="white")
+    for (x0, y0), (x1, y1) in zip(bins, moved_bins, strict=True):
+        visualizer.draw_line([x0, x1], [y0, y1], color="orange", linewidth=1)
+        # A line of one place: dots of detectron2 grow with the picture's scale.
+        visualizer.draw_line([x1, x1], [y1, y1], color="orange", linewidth=1)
+        line = visualizer.output.ax.lines[-1]
+        line.set_marker("o")
+        line.set_markersize(4)
+    visualizer.draw_box(moved_proposal, edge_color="deepskyblue")
+    return _finish(visualizer.output)
+
+
 def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
     """Join pictures of one height from left to right, each under its title.
 
