@@ -101,6 +101,8 @@ def test_difficult_objects(place: Place) -> None:
     train, test = place.voc(make_difficult)
     assert notes_of(place, train, ()) == ""
     assert "no object to score detections against" in refusal(place, train, test)
+    # Nor where the same data set is trained on, too.
+    assert "no object to score detections against" in refusal(place, train, train)
 
 
 @pytest.mark.parametrize(("year", "ap"), [(2007, "0, and"), (2012, "0, or nan once it")])

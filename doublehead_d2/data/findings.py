@@ -73,5 +73,5 @@ def are_coordinates(numbers: Iterable[Any]) -> bool:
     try:
         # Comparisons with NaN are False.
         return all(-LARGEST_COORDINATE < x < LARGEST_COORDINATE for x in numbers)
-    except TypeError:
+    except (TypeError, ValueError):  # words, nested lists; arrays of rows
         return False

@@ -54,9 +54,9 @@ def inspect_voc_files(where: str, metadata: Metadata, use: Use) -> Contents:
             faults.add(f"'{path}': {error}")
             continue
         seen.update(name for name, is_difficult in objects if not is_difficult)
-        # The metric leaves out what is difficult; training does not.
-        counted = [x for x in objects if use.training or not x[1]]
-        contents.objects = (contents.objects or 0) + len(counted)
+        # The metric leaves out what is difficult; without it, no object is told to be.
+        counted = sum(not is_difficult for _, is_difficult in objects)
+        contents.objects = (contents.objects or 0) + counted
         if objects or use.evaluation or not use.skips_empty:
             image = os.path.join(metadata.dirname, "JPEGImages", f"{image_id}.jpg")
             contents.images.append(ImageFile(image, width, height))
