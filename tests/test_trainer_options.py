@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
 from detectron2.solver.build import maybe_add_gradient_clipping
 
 from conftest import TINY_EXT
@@ -232,6 +233,18 @@ def test_training_ends_with_tta(shapes: Path, tmp_path: Path) -> None:
     lines = (tmp_path / "metrics.json").read_text().splitlines()
     last = json.loads(lines[-1])
     assert "bbox/AP" in last and "bbox_TTA/AP" in last
+
+
+def test_tta_names_an_image_that_it_cannot_resize(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[torch.nn.Module] = []
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, m, _: models.append(m) or {}))
+    cfg = cfg_of(TINY_EXT, tmp_path, "DATASETS.TEST", ())
+    Trainer.test_with_TTA(cfg, build_model(cfg).eval())
+    record = {"file_name": "thin.png", "image": torch.zeros(3, 1, 500), "height": 1, "width": 500}
+    with pytest.raises(ValueError, match="image 'thin.png': ValueError: height and width must be"):
+        models[0]([record])
 
 
 @pytest.mark.parametrize("key", ["MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"])

@@ -17,7 +17,7 @@ from detectron2.engine import (
 )
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
@@ -186,7 +186,8 @@ class Trainer(DefaultTrainer):
         )
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [build_evaluator(name, folder) for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        mapper = NamingMapper(DatasetMapperTTA(cfg))  # which cannot resize an image of one row
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model, mapper), evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
 
     @classmethod
