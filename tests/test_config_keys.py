@@ -27,6 +27,7 @@ FUSION = "MODEL.ROI_DOUBLE_HEAD.SCORE_FUSION"
         (["SOLVER.BASE_LR", "fast"], "BASE_LR is 'fast'; allowed: a float, such as 0.001$"),
         (["SOLVER.BASE_LR", "1"], 'BASE_LR is 1; allowed: a float, such as 0.001; write "1.0"$'),
         (["SOLVER.MAX_ITER", "1.5"], "MAX_ITER is 1.5; allowed: an int, such as 40000$"),
+        (["SOLVER.MAX_ITER", "True"], "MAX_ITER is True; allowed: an int, such as 40000$"),
         (["OUTPUT_DIR", "2024"], "OUTPUT_DIR is 2024; allowed: a str, .*; write \"'2024'\"$"),
         (["TEST.AUG.ENABLED", "yes"],
          r'ENABLED is \'yes\'; allowed: a bool, such as False \(write "True" or "False"\)$'),

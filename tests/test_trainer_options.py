@@ -243,7 +243,7 @@ def test_tta_names_an_image_that_it_cannot_resize(
     cfg = cfg_of(TINY_EXT, tmp_path, "DATASETS.TEST", ())
     Trainer.test_with_TTA(cfg, build_model(cfg).eval())
     record = {"file_name": "thin.png", "image": torch.zeros(3, 1, 500), "height": 1, "width": 500}
-    with pytest.raises(ValueError, match="image 'thin.png': ValueError: height and width must be"):
+    with pytest.raises(ValueError, match="image 'thin.png': (Value|Runtime)Error: "):
         models[0]([record])
 
 
