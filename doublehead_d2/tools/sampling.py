@@ -23,7 +23,6 @@ from doublehead_d2.data.check import check_datasets
 from doublehead_d2.data.resize import build_test_resize
 from doublehead_d2.inference import Predictor
 from doublehead_d2.inference.images import read_bgr
-from doublehead_d2.modeling.tsd import TSDROIHeads
 from doublehead_d2.tools.options import USER_ERRORS, add_opts
 from doublehead_d2.visualize import draw_sampling, save_picture
 
@@ -154,7 +153,7 @@ def _draw_all(args: argparse.Namespace) -> str:
         paths = args.input
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.score_threshold
     model = Predictor(cfg).model
-    if not isinstance(getattr(model, "roi_heads", None), TSDROIHeads):
+    if not hasattr(getattr(model, "roi_heads", None), "offset_head"):
         raise ValueError(
             f"MODEL.ROI_HEADS.NAME is '{cfg.MODEL.ROI_HEADS.NAME}', whose heads have no offsets; "
             "allowed: 'TSDROIHeads'"
