@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -305,6 +306,20 @@ def test_names_that_nothing_knows() -> None:
     message = r"no checkpoint 'nowhere://x.pth' \(nothing knows nowhere://\); allowed for MODEL"
     with pytest.raises(FileNotFoundError, match=message):
         loaded(small_cfg(), "nowhere://x.pth")
+
+
+def test_options_behind_a_name_are_no_part_of_it(tmp_path: Path) -> None:
+    checkpointer, asked = DoubleHeadCheckpointer(torch.nn.Linear(1, 1)), []
+    (tmp_path / "a.pkl").touch()
+
+    def find(path: str) -> str:
+        asked.append(path)
+        return str(tmp_path / "a.pkl")
+
+    checkpointer.path_manager = SimpleNamespace(get_local_path=find)
+    # Upstream main reads options there.
+    checkpointer._check_is_there("detectron2://a.pkl?matching_heuristics=True")
+    assert asked == ["detectron2://a.pkl"]
 
 
 @pytest.mark.parametrize(
