@@ -10,8 +10,8 @@ from detectron2.structures import Boxes
 
 from conftest import TINY_EXT
 from doublehead_d2 import model_zoo
+from doublehead_d2.analysis.sampling import Looks, look, summarize
 from doublehead_d2.tools import sampling
-from doublehead_d2.tools.sampling import Looks, look, summarize
 from doublehead_d2.visualize import draw_sampling
 
 TINY = "Shapes-Detection/tsd_rcnn_tiny.yaml"
@@ -81,12 +81,9 @@ def test_looks_are_those_of_the_detections(tmp_path: Path) -> None:
         (expected,) = model.inference([{"image": image}], do_postprocess=False)
     torch.testing.assert_close(found.boxes, expected.pred_boxes.tensor)
     assert len(found.proposals) == len(found.cls_offsets) == len(found.boxes) > 0
-    heads, features = (
-        model.roi_heads,
-        model.backbone(model.preprocess_image([{"image": image}]).tensor),
-    )
     with torch.no_grad():
-        again = heads.predict(features, [Boxes(found.proposals)])
+        features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
+        again = model.roi_heads.predict(features, [Boxes(found.proposals)])
     torch.testing.assert_close(found.cls_offsets, 0.1 * again.delta_c)
     torch.testing.assert_close(found.reg_offsets, 0.1 * again.delta_r)
 
@@ -102,6 +99,17 @@ def test_pictures_and_numbers(
     assert len(list(output.glob("*.png"))) == 2
     assert sampling.main([*words[:-3], "1", *words[-2:]]) == 0
     assert "no detection of a score above 1: no picture" in capsys.readouterr().out
+
+
+def test_an_odd_file_ends_nothing(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = next((shapes / "coco" / "val").glob("*.jpg"))
+    words = ["--config-file", tiny(tmp_path), "--score-threshold", "0", "--input", "a.jpg"]
+    assert sampling.main([*words, str(image), "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert "not readable as an image: a.jpg: there is no such file" in said.err
+    assert "1 pictures are in" in said.out and len(list((tmp_path / "out").iterdir())) == 1
 
 
 def test_heads_without_offsets_are_refused(

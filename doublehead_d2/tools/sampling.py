@@ -11,13 +11,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 from detectron2.data import DatasetCatalog
-from torch import Tensor
 
 from doublehead_d2 import model_zoo
+from doublehead_d2.analysis.sampling import Looks, look, summarize
 from doublehead_d2.config import merge_opts
 from doublehead_d2.data.check import check_datasets
 from doublehead_d2.data.resize import build_test_resize
@@ -25,49 +24,6 @@ from doublehead_d2.inference import Predictor
 from doublehead_d2.inference.images import read_bgr
 from doublehead_d2.tools.options import USER_ERRORS, add_opts
 from doublehead_d2.visualize import draw_sampling, save_picture
-
-
-class Looks(NamedTuple):
-    """Where both tasks looked for D detections; boxes XYXY in pixels of the network's input."""
-
-    boxes: Tensor  # D x 4, detected
-    proposals: Tensor  # D x 4
-    cls_offsets: Tensor  # D x 2 x h x w, γ ΔC: of widths and heights of the proposals, x first
-    reg_offsets: Tensor  # D x 2, γ ΔR
-
-    @property
-    def bins(self) -> tuple[Tensor, Tensor]:
-        """Centres of the bins, D x hw x 2 in pixels: regular ones, and where they are moved to."""
-        places = _regular_places(self.cls_offsets)
-        start, size = self.proposals[:, None, :2], _sizes(self.proposals)[:, None]
-        offsets = self.cls_offsets.flatten(2).transpose(1, 2)
-        return start + places * size, start + (places + offsets) * size
-
-    @property
-    def moved_proposals(self) -> Tensor:
-        """P_r, D x 4."""
-        return self.proposals + (self.reg_offsets * _sizes(self.proposals)).repeat(1, 2)
-
-
-class Summary(NamedTuple):
-    """How far and where offsets point."""
-
-    detections: int
-    cls_distance: float  # of a bin, on average, in sides of its proposal
-    cls_spread: float  # 1: the bins lie as wide as regular ones; above: wider
-    cls_towards: float  # 1: their middle moves onto the detected box's; 0: not towards it
-    reg_distance: float  # of the proposal, on average, in its sides
-    reg_towards: float  # 1: it moves onto the detected box; 0: not towards it
-
-    def __str__(self) -> str:
-        return (
-            f"{self.detections} detections\n"
-            f"classification moves a bin by {self.cls_distance:.3f} of the proposal's sides; its "
-            f"bins lie {self.cls_spread:.2f} times as wide as regular ones, their middle moves "
-            f"{100 * self.cls_towards:.0f} % of the way to the detected box\n"
-            f"localisation moves the proposal by {self.reg_distance:.3f} of its sides, "
-            f"{100 * self.reg_towards:.0f} % of the way to the detected box"
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,62 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.num_images < 1 or not 0 <= args.score_threshold <= 1:
         parser.error("--num-images must be 1 or more, --score-threshold 0 to 1")
     try:
-        print(_draw_all(args))
+        return _draw_all(args)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 1
-    return 0
 
 
-def look(model: Any, image: Tensor) -> Looks:
-    """Run a detector on an image and keep where it looked for each detection.
-
-    Args:
-        model: a `GeneralizedRCNN` in evaluation mode whose heads are TSD's.
-        image: C x H x W as the model takes it, resized.
-
-    Returns:
-        one row a detection, the best first; `scores` of the model decide what is one.
-    """
-    with torch.no_grad():
-        images = model.preprocess_image([{"image": image}])
-        features = model.backbone(images.tensor)
-        proposals, _ = model.proposal_generator(images, features, None)
-        heads = model.roi_heads
-        predictions = heads.predict(features, [x.proposal_boxes for x in proposals])
-        (instances,), (kept,) = heads.inference(predictions, proposals)
-    return Looks(
-        instances.pred_boxes.tensor,
-        proposals[0].proposal_boxes.tensor[kept],
-        heads.offset_scale * predictions.delta_c[kept],
-        heads.offset_scale * predictions.delta_r[kept],
-    )
-
-
-def summarize(looks: Looks) -> Summary:
-    """How far and where the offsets of at least one detection point."""
-    places = _regular_places(looks.cls_offsets) - 0.5
-    offsets = looks.cls_offsets.flatten(2).transpose(1, 2)
-    common = offsets.mean(dim=1)
-    around = offsets - common[:, None]
-    middles = [(x[:, :2] + x[:, 2:]) / 2 for x in (looks.proposals, looks.boxes)]
-    way, sizes = middles[1] - middles[0], _sizes(looks.proposals)
-
-    def towards(shift: Tensor) -> float:
-        return float((shift * sizes * way).sum() / way.square().sum().clamp(min=1e-12))
-
-    return Summary(
-        len(offsets),
-        float(offsets.norm(dim=2).mean()),
-        1 + float((around * places).sum() / (places.square().sum() * len(offsets))),
-        towards(common),
-        float(looks.reg_offsets.norm(dim=1).mean()),
-        towards(looks.reg_offsets),
-    )
-
-
-def _draw_all(args: argparse.Namespace) -> str:
-    """Draw what the options ask for; returns the summary."""
+def _draw_all(args: argparse.Namespace) -> int:
+    """Draw what the options ask for and print the summary; 1 if an image could not be read."""
     cfg = model_zoo.get_config(args.config_file)
     merge_opts(cfg, args.opts)
     if args.dataset:
@@ -160,9 +68,14 @@ def _draw_all(args: argparse.Namespace) -> str:
         )
     resize = build_test_resize(cfg)
     os.makedirs(args.output, exist_ok=True)
-    found = []
+    found, status = [], 0
     for number, path in enumerate(paths, 1):
-        image = read_bgr(path)
+        try:
+            image = read_bgr(path)
+        except ValueError as error:  # the others are drawn
+            print(f"not readable as an image: {error}", file=sys.stderr)
+            status = 1
+            continue
         image = resize.get_transform(image).apply_image(image)
         shown = image if cfg.INPUT.FORMAT == "BGR" else image[:, :, ::-1]
         looks = look(model, torch.as_tensor(shown.transpose(2, 0, 1).astype("float32")))
@@ -176,21 +89,12 @@ def _draw_all(args: argparse.Namespace) -> str:
         )
         stem = os.path.splitext(os.path.basename(path))[0]
         save_picture(os.path.join(args.output, f"{number:03}_{stem}.png"), picture)
-    if not found:
-        return f"no detection of a score above {args.score_threshold:g}: no picture"
-    looks = Looks(*(torch.cat(x) for x in zip(*found, strict=True)))
-    return f"{len(found)} pictures are in {args.output}\n{summarize(looks)}"
-
-
-def _sizes(boxes: Tensor) -> Tensor:
-    return boxes[:, 2:] - boxes[:, :2]
-
-
-def _regular_places(offsets: Tensor) -> Tensor:
-    """Centres of the bins of offsets D x 2 x h x w, hw x 2, x first, in sides of a RoI."""
-    height, width = offsets.shape[2:]
-    y, x = ((torch.arange(n, device=offsets.device) + 0.5) / n for n in (height, width))
-    return torch.cartesian_prod(y, x).flip(1)
+    if found:
+        print(f"{len(found)} pictures are in {args.output}")
+        print(summarize(Looks(*(torch.cat(x) for x in zip(*found, strict=True)))))
+    else:
+        print(f"no detection of a score above {args.score_threshold:g}: no picture")
+    return status
 
 
 if __name__ == "__main__":
