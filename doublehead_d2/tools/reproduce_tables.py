@@ -2,9 +2,8 @@
 
 At a size that a CPU can train. Trains every row once per seed (of Table 3 one Double-Head-Ext), all
 from one ResNet, FPN and RPN that are trained first (in place of ImageNet's weights); the ResNet
-then stays frozen. Scores the
-Ext model with every fusion in one pass, and writes results.json and tables.md. Finished runs are
-kept: it can be stopped and started again.
+then stays frozen. Scores the Ext model with every fusion in one pass, and writes results.json and
+tables.md. Finished runs are kept: it can be stopped and started again.
 """
 
 import argparse
