@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
+from doublehead_d2.checkpoint.published import PUBLISHED
 from doublehead_d2.checkpoint.sources.source import PREFIX
 from doublehead_d2.config import (
     add_doublehead_config,
@@ -90,10 +91,10 @@ def get_config(name_or_path: str, trained: bool = False) -> CfgNode:
     is_file = os.path.isfile(name_or_path)
     cfg = read_config(name_or_path if is_file else get_config_file(name_or_path))
     weights = cfg.MODEL.WEIGHTS
-    if trained and not (weights if is_file else weights.startswith(PREFIX)):
+    if trained and not (weights if is_file else _is_published_detector(weights)):
         raise ValueError(
             f"'{name_or_path}' has no published weights; pass your own as `weights`, or take one "
-            f"of {', '.join(name for name in list_configs() if name.startswith('Imported/'))}"
+            f"of {', '.join(p.config for p in PUBLISHED.values() if p.detector)}"
         )
     fall_back_to_cpu(cfg)
     return cfg
@@ -174,6 +175,12 @@ def get(
     if weights:
         DoubleHeadCheckpointer(model).load(weights)
     return model
+
+
+def _is_published_detector(weights: str) -> bool:
+    """Whether MODEL.WEIGHTS names a whole model of others, not a backbone."""
+    entry = PUBLISHED.get(weights.removeprefix(PREFIX))
+    return entry is not None and entry.detector
 
 
 def _config_root() -> str:

@@ -27,7 +27,8 @@ def build(name: str, *opts: object) -> nn.Module:
     cfg.MODEL.WEIGHTS = ""
     cfg.TEST.DETECTIONS_PER_IMAGE = 5  # detectron2's keypoint decoding is slow
     if cfg.MODEL.FPN.OUT_CHANNELS == 256:
-        narrow(cfg, backbone=8, heads=8)
+        # The 32 groups of GroupNorm divide no stem of 8 channels.
+        narrow(cfg, backbone=2 if cfg.MODEL.RESNETS.NORM == "GN" else 8, heads=8)
         cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 64
         # With random weights and frozen BN activations grow until keypoint heatmaps overflow.
         cfg.MODEL.PIXEL_STD = [100.0, 100.0, 100.0]

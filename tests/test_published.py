@@ -211,12 +211,15 @@ def test_unknown_names_are_refused_with_those_known() -> None:
 
 def test_names_addresses_and_hash_of_the_published_files() -> None:
     tsd = [f"tsd/faster_rcnn_r{depth}_fpn_TSD_1x" for depth in (50, 101, 152)]
-    expected = [MMDET, OFFICIAL, OFFICIAL.replace("50", "101"), *tsd, TSD_MASK]
+    detnet = "detnet/detnet59_imagenet"
+    expected = [MMDET, OFFICIAL, OFFICIAL.replace("50", "101"), *tsd, TSD_MASK, detnet]
     assert list(published.PUBLISHED) == expected
     for name in (*tsd, TSD_MASK):  # files are named as their configs
         entry = published.PUBLISHED[name]
         assert entry.file == f"{name.removeprefix('tsd/')}.pth" and not entry.direct
         assert f"doublehead://{name}" == model_zoo.get_config(entry.config).MODEL.WEIGHTS
+    backbones = [name for name, entry in published.PUBLISHED.items() if not entry.detector]
+    assert backbones == [detnet] and published.PUBLISHED[detnet].num_classes == 1000
     mmdet = published.PUBLISHED[MMDET]
     assert hash_in_name(mmdet.address) == hash_in_name(mmdet.file) == "586b67df"
     assert mmdet.address.endswith(f"/v2.0/double_heads/dh_faster_rcnn_r50_fpn_1x_coco/{mmdet.file}")

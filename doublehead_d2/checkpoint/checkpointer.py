@@ -11,10 +11,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
-from doublehead_d2.checkpoint.convert import convert_checkpoint, find_foreign
+from doublehead_d2.checkpoint.convert import find_foreign, read_foreign
 from doublehead_d2.checkpoint.download import download, file_name, hash_in_name
 from doublehead_d2.checkpoint.published import PUBLISHED, cache_folder
 from doublehead_d2.checkpoint.reading import load_tensors, refuse_code_in_pickle
+from doublehead_d2.checkpoint.settings import differing_settings, idle_norms
+from doublehead_d2.checkpoint.sources import SOURCES
 from doublehead_d2.checkpoint.sources.source import PREFIX
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,8 @@ class _TensorsOnly(Checkpointer):
         # "state_dict" is mmdetection's and others', never detectron2's.
         if "state_dict" in checkpoint or find_foreign(checkpoint):
             try:
-                return {"model": convert_checkpoint(checkpoint)}
+                model, kind = read_foreign(checkpoint)
+                return {"model": model, "converted_from": kind._asdict()}
             except ValueError as error:
                 raise ValueError(f"'{f}': {error}") from None
         return checkpoint
@@ -131,7 +134,27 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
         self.missing_keys = [key for key in model_keys if key not in taken]
         unused = sorted(self._offered.difference(model_keys))
         logger.info("%s", _summary(self._path, model_keys, loaded, unused))
+        self._warn_of_settings(checkpoint, set(loaded))
         return incompatible
+
+    def _warn_of_settings(self, checkpoint: dict[str, Any], loaded: set[str]) -> None:
+        """Say what makes these weights mean something else in this model."""
+        record = checkpoint.get("converted_from")
+        source = SOURCES.get(str(record.get("source"))) if isinstance(record, dict) else None
+        settings = source.settings if source else None
+        differing = differing_settings(self.model, settings) if settings else []
+        if differing:
+            logger.warning(
+                "'%s' was trained with other settings, and its maps are not what it learned: %s.",
+                *(self._path, "; ".join(differing)),
+            )
+        idle = idle_norms(self.model, loaded)
+        if idle:
+            logger.warning(
+                "'%s' has nothing for %d frozen batch norms, %s first, which normalise nothing "
+                "then: take weights that have it, or another norm there.",
+                *(self._path, len(idle), idle[0]),
+            )
 
 
 def _resolve(path: str) -> str:

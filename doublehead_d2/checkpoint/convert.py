@@ -69,6 +69,10 @@ def read_foreign(
     masks = list(description.mask_renames())
     has_masks = any(rename.theirs in state for rename in masks)
     table += masks if has_masks else []
+    if description.optional:
+        table = [
+            r for r in table if r.theirs in state or not re.search(description.optional, r.theirs)
+        ]
     _check_keys(state, table, f"{description.model} R-{depth} of {description.title}")
     model = ForeignModel(name, depth, _check_rows(state, description), has_masks)
     _log_conversion(table, model)
@@ -145,7 +149,7 @@ def _state_dict(checkpoint: Any) -> dict[str, Tensor]:
 
 def _depth(state: Collection[str], source: Source) -> int:
     """Layers of the ResNet, told by the blocks of its fourth stage, res4."""
-    prefix = f"{source.stages}layer3."
+    prefix = source.res4
     blocks = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
     last = max((int(block) for block in blocks if block.isdigit()), default=0)
     return next((depth for depth, counts in BLOCKS.items() if last < counts[2]), max(BLOCKS))
@@ -168,20 +172,21 @@ def _check_keys(state: Collection[str], table: list[Rename], model: str) -> None
 
 def _check_rows(state: Mapping[str, Tensor], source: Source) -> int:
     """Class scores and boxes of one model must be of the same classes; returns how many."""
-    classes = _num_rows(state[f"{source.cls_scores[0]}.weight"]) - 1
-    scores: tuple[int, ...] = (classes + 1,)
+    rows = _num_rows(state[f"{source.cls_scores[0]}.weight"])
+    classes = rows - source.background_scores
+    scores: tuple[int, ...] = (rows,)
     boxes: tuple[int, ...] = (4 * (classes + source.background_boxes),)
     if source.agnostic_rows is not None:
         boxes = (*boxes, source.agnostic_rows)
     allowed = [(name, scores) for name in source.cls_scores if f"{name}.weight" in state]
     allowed += [(name, boxes) for name in source.box_deltas]
-    for name, rows in allowed:
+    for name, allowed_rows in allowed:
         for key in (f"{name}.weight", f"{name}.bias"):
             found = _num_rows(state[key])
-            if found not in rows:
+            if found not in allowed_rows:
                 raise ValueError(
                     f"'{key}' has {found} rows; with {classes} classes allowed: "
-                    f"{' or '.join(map(str, rows))}"
+                    f"{' or '.join(map(str, allowed_rows))}"
                 )
     return classes
 

@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 # Part of the names of converted files: raise it when a conversion changes its result.
 CONVERSION = 1
-COCO_CLASSES = 80
 
 
 PUBLISHED = {name: entry for source in SOURCES.values() for name, entry in source.published.items()}
@@ -113,10 +112,10 @@ def _convert(name: str, original: str, converted: str) -> None:
     published = PUBLISHED[name]
     (source,) = (source.name for source in SOURCES.values() if name in source.published)
     record = convert_file(original, converted, source, published)
-    if record["num_classes"] != COCO_CLASSES:
+    if record["num_classes"] != published.num_classes:
         logger.warning(
             "'%s' has %d classes; '%s%s' as published has %d",
-            *(original, record["num_classes"], PREFIX, name, COCO_CLASSES),
+            *(original, record["num_classes"], PREFIX, name, published.num_classes),
         )
     record["modified"] = os.stat(original).st_mtime_ns
     write_json(_record_path(converted), record)

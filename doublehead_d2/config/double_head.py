@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 
 from doublehead_d2.config.shared import (
+    NORMS,
     check_box_heads,
     check_deformable_convolution,
     check_legacy_pooler,
@@ -20,7 +21,6 @@ BLOCKS = ("residual", "bottleneck", "nonlocal")
 SCORE_FUSIONS = ("cls_head", "reg_head", "complementary", "average", "max")
 BOX_SOURCES = ("reg_head", "cls_head")
 TRAIN_REG_HEAD_ON = ("all", "foreground")
-NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
 _KEY = "MODEL.ROI_DOUBLE_HEAD"
 

@@ -7,6 +7,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 
+# Names that detectron2's `get_norm` takes for 2D maps
+NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+
 
 def check_word(key: str, value: str, allowed: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of the allowed words."""
@@ -27,6 +30,15 @@ def check_between(key: str, value: float, lowest: float, highest: float = float(
     if not lowest <= value <= highest or value == float("inf"):
         allowed = f"{lowest} or more" if highest == float("inf") else f"{lowest} to {highest}"
         raise ValueError(f"{key} is {value}; allowed: {allowed}")
+
+
+def check_int(key: str, value: int, lowest: int, highest: int | None = None) -> None:
+    """Raise ValueError unless `value` is a whole number from `lowest` to `highest`."""
+    # True is an int
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < lowest or (highest is not None and value > highest):
+        allowed = f"{lowest} or more" if highest is None else f"{lowest} to {highest}"
+        raise ValueError(f"{key} is {value}; allowed: a whole number, {allowed}")
 
 
 def check_box_heads(names: Mapping[str, str]) -> None:

@@ -4,13 +4,15 @@ Shape legend: N images; R RoIs; C channels; H x W cells of a feature map, h x w 
 are XYXY in absolute coordinates of the (padded) network input.
 """
 
+import itertools
 import math
+from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ROIAlign, nonzero_tuple
+from detectron2.layers import ROIAlign, ShapeSpec, nonzero_tuple
 from detectron2.modeling.poolers import (
     ROIPooler,
     assign_boxes_to_levels,
@@ -100,6 +102,33 @@ def in_float32(features: dict[str, Tensor], names: list[str]) -> dict[str, Tenso
     0.5 px off, in bfloat16 up to 3 px.
     """
     return {name: features[name].float() for name in names}
+
+
+def levels_of(shapes: Mapping[str, ShapeSpec]) -> dict[str, ShapeSpec]:
+    """The maps of a backbone, their strides those of the levels that RoIs are assigned to.
+
+    detectron2's `ROIPooler` takes the level of a map for the logarithm of its stride, and refuses
+    two maps of one stride. Here the first map has the level of its stride, and each further map the
+    next one. Where all strides double, or leap, they stay as they are.
+
+    Args:
+        shapes: the backbone's maps by name, finest first.
+    """
+    strides = [shape.stride for shape in shapes.values()]
+    steps = {b / a for a, b in itertools.pairwise(strides)}
+    if not (1 in steps and steps <= {1, 2}):
+        return dict(shapes)
+    first = strides[0]
+    return {
+        name: ShapeSpec(channels=shape.channels, stride=first * 2**i)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def pool_at_strides(pooler: ROIPooler, strides: Sequence[int]) -> None:
+    """Let a pooler that was built for levels pool each map at its true stride, in place."""
+    for align, stride in zip(pooler.level_poolers, strides, strict=True):
+        align.spatial_scale = 1.0 / stride
 
 
 class Mmdet1ROIAlign(ParallelROIAlign):

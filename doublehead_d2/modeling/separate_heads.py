@@ -14,13 +14,13 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from doublehead_d2.checkpoint.sources.recognise import refuse_foreign_keys
 from doublehead_d2.modeling.legacy import clip_to_pixels
+from doublehead_d2.modeling.levels import PoolsByLevel
 from doublehead_d2.modeling.output_layers import HeadOutputLayers, HeadPredictions
 from doublehead_d2.modeling.parts import Part, standard_parts
 from doublehead_d2.modeling.pooling import in_float32, pool_in_parallel
@@ -30,7 +30,7 @@ ChooseRoIs = Callable[[HeadPredictions], list[Tensor] | None]
 Predictions = TypeVar("Predictions")  # the record of a system
 
 
-class SeparateROIHeads(StandardROIHeads, Generic[Predictions]):
+class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
     """The way of RoIs through two box heads, which every system fills in for itself.
 
     `box_head` and `box_predictor` belong to the classification head, so that the weights of a stock

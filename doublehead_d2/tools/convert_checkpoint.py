@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from doublehead_d2.checkpoint.published import COCO_CLASSES
 from doublehead_d2.checkpoint.reading import convert_file
 from doublehead_d2.checkpoint.sources import SOURCES
 
@@ -58,7 +57,7 @@ def _use(record: dict[str, Any]) -> str:
     changes = ""
     if best.depth != record["depth"]:
         changes += f" and MODEL.RESNETS.DEPTH {record['depth']}"
-    if record["num_classes"] != COCO_CLASSES:
+    if best.detector and record["num_classes"] != best.num_classes:
         changes += f" and MODEL.ROI_HEADS.NUM_CLASSES {record['num_classes']}"
     return f"Use it as MODEL.WEIGHTS with {best.config}{changes}."
 

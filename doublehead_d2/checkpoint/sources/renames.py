@@ -46,16 +46,33 @@ def resnet_stages(
         norm: makes the renames of a norm from its two prefixes.
     """
     for stage, blocks in enumerate(BLOCKS[depth], start=1):
-        for block in range(blocks):
-            their_block = f"{theirs}.layer{stage}.{block}"
-            our_block = f"backbone.bottom_up.res{stage + 1}.{block}"
-            if block == 0:
-                shortcut = f"{our_block}.shortcut"
-                yield from layer(f"{their_block}.downsample.0", shortcut, ["weight"])
-                yield from norm(f"{their_block}.downsample.1", f"{shortcut}.norm")
-            for i in (1, 2, 3):
-                yield from layer(f"{their_block}.conv{i}", f"{our_block}.conv{i}", ["weight"])
-                yield from norm(f"{their_block}.bn{i}", f"{our_block}.conv{i}.norm")
+        ours = f"backbone.bottom_up.res{stage + 1}"
+        yield from residual_blocks(f"{theirs}.layer{stage}", ours, blocks, "downsample", norm)
+
+
+def residual_blocks(
+    theirs: str,
+    ours: str,
+    count: int,
+    shortcut: str,
+    norm: Callable[[str, str], Iterator[Rename]],
+) -> Iterator[Rename]:
+    """The bottleneck blocks of one stage, the first with a projection on its shortcut.
+
+    Args:
+        theirs, ours: prefixes of the stage.
+        count: of its blocks.
+        shortcut: their name of the projection.
+        norm: makes the renames of a norm from its two prefixes.
+    """
+    for block in range(count):
+        their_block, our_block = f"{theirs}.{block}", f"{ours}.{block}"
+        if block == 0:
+            yield from layer(f"{their_block}.{shortcut}.0", f"{our_block}.shortcut", ["weight"])
+            yield from norm(f"{their_block}.{shortcut}.1", f"{our_block}.shortcut.norm")
+        for i in (1, 2, 3):
+            yield from layer(f"{their_block}.conv{i}", f"{our_block}.conv{i}", ["weight"])
+            yield from norm(f"{their_block}.bn{i}", f"{our_block}.conv{i}.norm")
 
 
 def background_last(rows: Tensor) -> Tensor:
