@@ -1,6 +1,7 @@
 """The study of the paper's tables: its numbers, its sentences, its configs, and a short run."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,19 @@ def test_claims_by_hand() -> None:
     assert "no seed has a result for a and c" in paper_tables.claim_statement(found, "a", "c")
 
 
+def test_claims_of_another_metric() -> None:
+    found = {"a": {1: {"AP": 1.0, "APl": 5.0}}, "b": {1: {"AP": 2.0, "APl": 4.5}}}
+    assert paper_tables.claim_statement(found, "a", "b", "APl").startswith("yes (+0.50 APl of a")
+    table = paper_tables.markdown_table(found, {"a": 3.0}, ["APl"]).splitlines()
+    assert table[0] == "| row | APl | seeds | AP in the paper (COCO) |"
+    assert table[2:] == ["| a | 5.00 | 1 | 3.0 |", "| b | 4.50 | 1 | – |"]
+
+
 def test_rows_are_the_papers() -> None:
     assert len(paper_tables.TABLE_1) == 10
     configs = {name.split("/")[1] for name in model_zoo.list_configs()}
-    assert {f"{row}.yaml" for row in (*paper_tables.TABLE_1, *paper_tables.TSD)} <= configs
+    rows = (*paper_tables.TABLE_1, *paper_tables.TSD, *paper_tables.BACKBONES)
+    assert {f"{row}.yaml" for row in rows} <= configs
     assert {row for pair in paper_tables.TSD_CLAIMS.values() for row in pair} <= {*paper_tables.TSD}
     assert max(paper_tables.TABLE_1.values()) == paper_tables.TABLE_1["double_head_tuned"]
 
@@ -110,7 +120,19 @@ def test_the_overlay_changes_sizes_and_no_heads(row: str, tmp_path: Path) -> Non
     assert cfg.MODEL.ROI_BOX_HEAD == full.MODEL.ROI_BOX_HEAD
     assert cfg.MODEL.ROI_HEADS.NAME == full.MODEL.ROI_HEADS.NAME
     assert (cfg.SEED, cfg.SOLVER.MAX_ITER) == (3, 7)
-    assert str(tmp_path / "backbone.pth") == cfg.MODEL.WEIGHTS
+    from_nothing = row in paper_tables.BACKBONES
+    assert ("" if from_nothing else str(tmp_path / "backbone.pth")) == cfg.MODEL.WEIGHTS
+    assert cfg.MODEL.BACKBONE.NAME == full.MODEL.BACKBONE.NAME
+    assert (0 if from_nothing else 5) == cfg.MODEL.BACKBONE.FREEZE_AT
+
+
+def test_the_backbones_differ_in_nothing_else(tmp_path: Path) -> None:
+    resnet, detnet = (study_config(row, 1, tmp_path) for row in paper_tables.BACKBONES)
+    assert resnet.MODEL.BACKBONE.NAME != detnet.MODEL.BACKBONE.NAME
+    for cfg in (resnet, detnet):
+        cfg.MODEL.BACKBONE.NAME = cfg.MODEL.ROI_HEADS.NAME = cfg.OUTPUT_DIR = ""
+        cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = []
+    assert resnet == detnet
 
 
 def test_settings_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,14 +173,15 @@ def test_tables_say_what_the_runs_were_made_with(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("record", "is_tsd"), [("tables", False), ("tsd", True)])
-def test_docs_have_the_tables_of_the_recorded_studies(record: str, is_tsd: bool) -> None:
+@pytest.mark.parametrize("record", ["tables", "tsd"])
+def test_docs_have_the_tables_of_the_recorded_studies(record: str) -> None:
     content = json.loads((REPOSITORY / f"dev/benchmarks/shapes_hard_{record}.json").read_text())
     document = (REPOSITORY / "docs/REPRODUCTION.md").read_text(encoding="utf-8").splitlines()
-    # What TSD's study says is one section, with what it was made with at its end.
-    first, tsd = reproduce_tables.format_tables(content).split("## TSD")
-    made_with = tsd[tsd.index("- options:") :]
-    lines = (tsd if is_tsd else first + made_with).splitlines()
+    text = reproduce_tables.format_tables(content)
+    # A section each, with what it was made with at its end.
+    tables, tsd, backbones = re.split("## TSD|## DetNet", text)
+    made_with = backbones[backbones.index("- options:") :]
+    lines = ({"tables": tables, "tsd": tsd}[record] + made_with).splitlines()
     assert set(document) >= {line for line in lines if line.startswith(("|", "- "))}
 
 

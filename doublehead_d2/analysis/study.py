@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from torch import nn
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.analysis.paper_tables import EXT, EXT_MODES, METRICS
+from doublehead_d2.analysis.ap_by_iou import ap_by_iou
+from doublehead_d2.analysis.paper_tables import BACKBONE_METRICS, BACKBONES, EXT, EXT_MODES, METRICS
 from doublehead_d2.benchmark.machine import machine
 from doublehead_d2.config import fall_back_to_cpu, merge_opts
 from doublehead_d2.engine.log import start_logging
@@ -54,6 +55,10 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
     cfg.defrost()
     cfg.DATASETS.TEST = test_sets
     scores = evaluate(cfg, trainer.model, EXT_MODES if row == EXT else None)
+    if row in BACKBONES:
+        scores["box"] = {metric: scores["box"][metric] for metric in BACKBONE_METRICS}
+    else:
+        scores = {mode: {m: values[m] for m in METRICS} for mode, values in scores.items()}
     if row == BACKBONE:
         weights = trainer.model.state_dict()
         kept = {name: value for name, value in weights.items() if not name.startswith("roi_heads.")}
@@ -75,7 +80,8 @@ def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) ->
     # Both heads of Ext learn both tasks, so that the backbone it leaves favours no row.
     name = {BACKBONE: _EXT_CONFIG, EXT: _EXT_CONFIG}
     cfg = model_zoo.read_config(model_zoo.get_config_file(name.get(row, f"Ablations/{row}.yaml")))
-    model_zoo.merge_config(cfg, model_zoo.get_config_file("Overlay-Shapes-Study.yaml"))
+    overlay = "Backbones" if row in BACKBONES else "Study"
+    model_zoo.merge_config(cfg, model_zoo.get_config_file(f"Overlay-Shapes-{overlay}.yaml"))
     merge_opts(cfg, opts)
     fall_back_to_cpu(cfg)
     cfg.SEED = seed
@@ -84,7 +90,7 @@ def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) ->
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
         cfg.MODEL.RESNETS.NORM = "BN"
         cfg.SOLVER.MAX_ITER *= BACKBONE_SCHEDULE
-    else:
+    elif row not in BACKBONES:
         cfg.MODEL.WEIGHTS = str(output / f"{BACKBONE}.pth")
     return cfg
 
@@ -92,11 +98,16 @@ def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) ->
 def evaluate(
     cfg: CfgNode, model: nn.Module, modes: dict[str, tuple[str, str]] | None
 ) -> dict[str, dict[str, float]]:
-    """Box scores in percent, by mode; without `modes` as the model is configured, as "box"."""
+    """Box scores in percent, by mode; without `modes` as the model is configured, as "box".
+
+    Those of "box" have AP at each IoU, too.
+    """
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     (dataset,) = cfg.DATASETS.TEST
     if modes is None:
         results = {"box": Trainer.test(cfg, model)["bbox"]}
+        annotations = MetadataCatalog.get(dataset).json_file
+        results["box"] |= ap_by_iou(annotations, f"{folder}/coco_instances_results.json")
     else:
         evaluator = ModesEvaluator(
             {mode: build_evaluator(dataset, os.path.join(folder, mode)) for mode in modes}
@@ -104,7 +115,7 @@ def evaluate(
         with score_modes(model, modes):
             by_mode = Trainer.test(cfg, model, [evaluator])
         results = {mode: by_mode[f"bbox_{mode}"] for mode in modes}
-    return {mode: {m: metrics[m] for m in METRICS} for mode, metrics in results.items()}
+    return results
 
 
 def description(cfg: CfgNode) -> dict[str, str]:
