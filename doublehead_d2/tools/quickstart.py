@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_trained(args.output):
         print(f"{args.output}/model_final.pth is there already: not training again")
     else:
-        # --resume starts from scratch where there is no checkpoint yet
-        command = ["--config-file", args.config_file, "--resume", "OUTPUT_DIR", args.output]
+        started = os.path.isfile(os.path.join(args.output, "last_checkpoint"))
+        resume = ["--resume"] if started else []
+        command = ["--config-file", args.config_file, *resume, "OUTPUT_DIR", args.output]
         status = train(train_argument_parser().parse_args(command + args.opts))
         if status:
             return status
