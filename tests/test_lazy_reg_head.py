@@ -203,9 +203,11 @@ def test_keypoints_are_of_the_same_detections() -> None:
 
 
 @pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("name", ["DoubleHeadROIHeads", "TSDROIHeads"])
 @torch.no_grad()
-def test_augmented_detections_are_the_same(masks: bool) -> None:
+def test_augmented_detections_are_the_same(name: str, masks: bool) -> None:
     cfg = small_cfg(THRESHOLD, 0.1, "TEST.AUG.MIN_SIZES", [64, 96], "MODEL.MASK_ON", masks)
+    cfg.MODEL.ROI_HEADS.NAME = name
     cfg.merge_from_list(["MODEL.ROI_MASK_HEAD.CONV_DIM", 8, "MODEL.RPN.POST_NMS_TOPK_TEST", 50])
     cfg.MODEL.PIXEL_STD = [60.0, 60.0, 60.0]  # without trained statistics boxes would overflow
     torch.manual_seed(2)
