@@ -6,6 +6,7 @@ import os
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -32,6 +33,7 @@ FIRST = (
     "PascalVOC-Detection/double_head_ext_rcnn_R_50_FPN.yaml",
     "Imported/mmdet_double_head_rcnn_R_50_FPN_1x.yaml",
 )
+MAX_VALUES = 100_000  # of a config; the class names of the largest data sets are some 20,000
 LIST_ALL = (
     'python -c "from doublehead_d2 import model_zoo; print(*model_zoo.list_configs(), sep=chr(10))"'
 )
@@ -55,6 +57,8 @@ def get_config_file(name: str) -> str:
         ValueError: there is no such config; names the nearest, and how to list all.
     """
     path = os.path.join(_config_root(), name)
+    if os.path.exists(name) and not os.path.isfile(path):
+        raise ValueError(f"'{name}' is no file; allowed: a YAML file or a name of the zoo")
     if not os.path.isfile(path):
         raise ValueError(f"no config file '{name}', here or in the zoo; try: {suggestions(name)}")
     return path
@@ -105,14 +109,14 @@ def read_config(path: str) -> CfgNode:
 
     Raises:
         ValueError: the file, or one that its `_BASE_` names, is no YAML or no config, has a tag
-            that would make a Python object, or is not there; a key in it is none, or has a value
-            of another type.
+            that would make a Python object, more than `MAX_VALUES` values, or is not there; a key
+            in it is none, or has a value of another type.
     """
     cfg = get_cfg()
     add_doublehead_config(cfg)
     merge_config(cfg, path)
     _find_weights_beside(cfg, path)
-    _register_class_names(cfg)
+    _register_class_names(cfg, path)
     return cfg
 
 
@@ -127,6 +131,7 @@ def merge_config(cfg: CfgNode, path: str) -> None:
         ValueError: as :func:`read_config`.
     """
     try:
+        _check_size(path)
         with one_name_allowed(cfg):
             cfg.merge_from_file(path, allow_unsafe=False)
     except (AssertionError, KeyError) as error:
@@ -134,15 +139,19 @@ def merge_config(cfg: CfgNode, path: str) -> None:
     except yaml.constructor.ConstructorError as error:
         raise ValueError(_refused_tag(path, error)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{path}' is no YAML: {error}") from None
+        reason = " ".join(str(error).split())  # over several lines it would show the place
+        raise ValueError(f"'{path}' is no YAML: {reason}") from None
     except (TypeError, AttributeError):  # no mapping
         raise ValueError(f"'{path}' is no config; allowed: YAML of keys and values") from None
     except RecursionError:
-        raise ValueError(f"'{path}': its _BASE_, or an alias in it, leads in a circle") from None
-    except OSError as error:
         raise ValueError(
-            f"'{path}': its _BASE_ leads to '{error.filename}': {error.strerror}"
+            f"'{path}': its _BASE_, or an alias in it, leads in a circle, or it is nested too deep"
         ) from None
+    except OSError as error:
+        where = (
+            f" leads to '{error.filename}': {error.strerror}" if error.filename else f": {error}"
+        )
+        raise ValueError(f"'{path}': its _BASE_{where}") from None
     except ValueError as error:
         raise ValueError(_refused_change(cfg, path, error)) from None
 
@@ -187,6 +196,23 @@ def _config_root() -> str:
     return str(resources.files("doublehead_d2") / "configs")
 
 
+def _check_size(path: str) -> None:
+    """Refuse a small file whose aliases stand for more values than there is memory or time for."""
+    counted: dict[int, int] = {}
+
+    def count(value: Any) -> int:
+        if not isinstance(value, (dict, list)):
+            return 1
+        if id(value) not in counted:
+            children = value.values() if isinstance(value, dict) else value
+            counted[id(value)] = 1 + sum(map(count, children))
+        return counted[id(value)]
+
+    values = count(CfgNode.load_yaml_with_base(path, allow_unsafe=False))
+    if values > MAX_VALUES:
+        raise ValueError(f"{values} values; allowed: {MAX_VALUES}")
+
+
 def _refused_tag(path: str, error: yaml.constructor.ConstructorError) -> str:
     """What a tag is refused by: the file (of a `_BASE_` chain), the line and the tag."""
     mark, tag = error.problem_mark, re.search(r"tag:yaml.org,2002:([^']*)'", error.problem or "")
@@ -217,8 +243,14 @@ def _find_weights_beside(cfg: CfgNode, path: str) -> None:
         cfg.MODEL.WEIGHTS = beside
 
 
-def _register_class_names(cfg: CfgNode) -> None:
+def _register_class_names(cfg: CfgNode, path: str) -> None:
     class_names = list(cfg.DATASETS.CLASS_NAMES)
+    for name in class_names:
+        if not isinstance(name, str):  # YAML reads 1, 2019-12-31, yes and null as other than words
+            raise ValueError(
+                f"'{path}': DATASETS.CLASS_NAMES has {name!r:.80}; allowed: names, in quotes where "
+                "YAML would read them as something else"
+            )
     if not class_names:
         return
     for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):

@@ -17,7 +17,12 @@ from detectron2.modeling import build_model
 from builders import small_cfg
 from conftest import TINY_EXT
 from doublehead_d2 import model_zoo
-from doublehead_d2.checkpoint import DoubleHeadCheckpointer, convert_checkpoint, published
+from doublehead_d2.checkpoint import (
+    DoubleHeadCheckpointer,
+    convert_checkpoint,
+    download,
+    published,
+)
 from doublehead_d2.engine import Trainer
 from doublehead_d2.inference import Predictor
 from foreign import foreign_checkpoint, foreign_state, image, save_foreign, tiny_cfg
@@ -138,6 +143,32 @@ def test_url_with_a_hash_is_downloaded_and_checked(
     server.files[f"{hashed(b'other')}{query}"] = data
     with pytest.raises(ValueError, match="SHA-256 .* its name asks for"):
         loaded(tiny_cfg("mmdet"), server.url(f"{hashed(b'other')}{query}"))
+
+
+def test_url_without_a_hash_is_downloaded_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    for source in ("mmdet", "official"):  # two files of one name
+        name = f"{source}/model_final.pth"
+        server.files[name] = save_foreign(source, tmp_path / "a.pth").read_bytes()
+        for _ in range(2):
+            weights = loaded(tiny_cfg(source), server.url(name))
+            torch.testing.assert_close(weights, converted(source))
+    assert server.starts == [0, 0]
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is 'http.*/', which names no file"):
+        loaded(tiny_cfg("mmdet"), server.url("mmdet/"))
+
+
+def test_a_server_that_never_ends_is_left(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(download, "MAX_BYTES", 5000)
+    for name in ("model.pth", "model.pkl", hashed(b"")):
+        server.files[name] = b"x" * 10_000
+        with pytest.raises(ValueError, match=f"{name} gives 10000 bytes or more; allowed: 5000"):
+            loaded(tiny_cfg("mmdet"), server.url(name))
 
 
 def test_address_of_a_published_file_is_its_name(
@@ -367,6 +398,13 @@ def test_the_last_checkpoint_lies_in_its_folder(name: str, tmp_path: Path) -> No
     (folder / "last_checkpoint").write_text(name)
     checkpointer = DoubleHeadCheckpointer(torch.nn.Linear(1, 1), str(folder))
     with pytest.raises(ValueError, match=r"a/last_checkpoint' names '.*', which is not in its fol"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+def test_a_last_checkpoint_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe")
+    checkpointer = DoubleHeadCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    with pytest.raises(ValueError, match="last_checkpoint' is no text; allowed: the name of a fil"):
         checkpointer.resume_or_load("", resume=True)
 
 

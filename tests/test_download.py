@@ -69,6 +69,18 @@ def test_other_content_is_refused_and_removed(part: bytes, server: Server, tmp_p
     assert not [x for x in tmp_path.iterdir() if not x.name.endswith(".lock")]
 
 
+def test_without_a_hash_a_part_is_not_gone_on_with(server: Server, tmp_path: Path) -> None:
+    path, part = tmp_path / "model.pth", tmp_path / "model.pth.part"
+    server.files["model.pth"], server.limit = DATA, 4000
+    with pytest.raises(OSError, match=r"after 4000 of 10240 bytes\. Try again, or get the file"):
+        download(server.url("model.pth"), str(path))
+    assert not part.exists()
+    part.write_bytes(b"of another file")
+    server.limit = None
+    download(server.url("model.pth"), str(path))
+    assert path.read_bytes() == DATA and server.starts == [0, 0] and not part.exists()
+
+
 def test_download_that_cannot_start_says_what_to_do(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "model-0000000a.pth"
     with pytest.raises(OSError, match=f"HTTP Error 404: .* save it as {path}"):

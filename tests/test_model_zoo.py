@@ -117,6 +117,10 @@ def test_files_that_are_no_config_are_refused(text: str, message: str, tmp_path:
 
 # ------------------------------------------------------------------------------- files with tags
 
+# Aliases in aliases: six short lines, of which the last stands for 9 to the power of 6 words
+LAUGHS = "DATASETS:\n  CLASS_NAMES:\n    - &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
+    f"    - &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 6)
+)
 HOSTILE = {
     "apply": "WEIGHTS: !!python/object/apply:os.system ['touch {marker}']",
     "new": "WEIGHTS: !!python/object/new:os.system ['touch {marker}']",
@@ -149,10 +153,18 @@ def test_tags_that_make_objects_are_refused(kind: str, below_base: bool, tmp_pat
         ("_BASE_: a.yaml", "its _BASE_, or an alias in it, leads in a circle"),
         ("_BASE_: other.yaml", r"_BASE_ leads to '.*other.yaml': No such file"),
         ("_BASE_: .", "_BASE_ leads to '.*': Is a directory"),
+        ("_BASE_: http://127.0.0.1:1/a.yaml", "a.yaml': its _BASE_: .*refused"),
         ("MODEL: &x {A: *x}", "leads in a circle"),
+        ("MODEL: " + "[" * 600 + "]" * 600, "or it is nested too deep"),
+        (LAUGHS, "a.yaml': 672606 values; allowed: 100000$"),
+        ("DATASETS: {CLASS_NAMES: [cat, 3]}", "CLASS_NAMES has 3; allowed: names, in quotes where"),
+        ("DATASETS: {CLASS_NAMES: [[[cat]]]}", r"CLASS_NAMES has \[\['cat'\]\]; allowed: names"),
         ("MODEL: !mine 1", "line 1 is refused: could not determine a constructor for the tag '!mi"),
         ("- 1", "is no config; allowed: YAML of keys and values"),
         ("a: b: c", "is no YAML: mapping values"),
+        ("SEED: *x", "is no YAML: found undefined alias 'x' in \".*a.yaml\", line 1, column 7$"),
+        ("SEED: 1\n---\nSEED: 2", "is no YAML: expected a single document"),
+        ("SEED: 2024-13-45", "a.yaml': month must be in"),
     ],
 )
 def test_files_that_are_no_configs_are_named(text: str, message: str, tmp_path: Path) -> None:
@@ -160,7 +172,12 @@ def test_files_that_are_no_configs_are_named(text: str, message: str, tmp_path: 
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:
         model_zoo.read_config(str(path))
-    assert "a.yaml" in str(error.value)
+    assert "a.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"'{tmp_path}' is no file; allowed: a YAML file or a"):
+        model_zoo.get_config(str(tmp_path))
 
 
 def as_read(text: str) -> Any:

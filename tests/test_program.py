@@ -1,9 +1,15 @@
 """What train_net.py says of mistakes, errors and interruptions, and how it ends."""
 
+import contextlib
+import multiprocessing
+import os
+import runpy
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -13,7 +19,7 @@ from detectron2.engine import HookBase
 from conftest import REPOSITORY, TINY_EXT
 from doublehead_d2 import model_zoo
 from doublehead_d2.config import merge_opts
-from doublehead_d2.engine import Trainer, argument_parser, main, program, run, setup
+from doublehead_d2.engine import Trainer, argument_parser, interrupts, main, program, run, setup
 
 SHORT = ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
 
@@ -83,12 +89,28 @@ def test_options_that_cannot_be_met(
     assert capsys.readouterr().err.startswith("error: --num-gpus 0 --num-machines 1: both must be")
 
 
-def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    assert status_of(interrupt, monkeypatch) == 130
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruptions(
+    number: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    before = signal.getsignal(number)
+    assert status_of(lambda: signal.raise_signal(number), monkeypatch) == status
     assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(number) is before
+
+
+def test_no_traceback_of_ctrl_c_while_importing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for given, then in (
+            (signal.default_int_handler, signal.SIG_DFL),
+            (signal.SIG_IGN, signal.SIG_IGN),
+        ):
+            signal.signal(signal.SIGINT, given)
+            runpy.run_path(str(REPOSITORY / "train_net.py"), run_name="__mp_main__")
+            assert signal.getsignal(signal.SIGINT) is then
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # --------------------------------------------------------------------------- resuming
@@ -181,11 +203,28 @@ def heed_ctrl_c() -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_names_resume(shapes: Path, tmp_path: Path) -> None:
-    command = train_net(*SHORT, "OUTPUT_DIR", "out", "SOLVER.CHECKPOINT_PERIOD", "1")
+@pytest.mark.parametrize(
+    ("processes", "number", "send"),
+    [
+        (1, signal.SIGTERM, os.kill),
+        (2, signal.SIGINT, os.kill),  # to the first process alone, as from `kill`
+        (2, signal.SIGINT, os.killpg),  # to all, as from a terminal
+    ],
+)
+def test_an_interrupted_training_names_resume(
+    processes: int,
+    number: int,
+    send: Callable[[int, int], None],
+    shapes: Path,
+    tmp_path: Path,
+) -> None:
+    if processes > 1 and torch.cuda.is_available():
+        pytest.skip("tests gloo processes without a GPU")
+    words = ["--num-gpus", str(processes), "--dist-url", "auto", *SHORT, "OUTPUT_DIR", "out"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
-        preexec_fn=heed_ctrl_c,
+        train_net(*words, "SOLVER.CHECKPOINT_PERIOD", "1"), cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, bufsize=1, preexec_fn=heed_ctrl_c,
+        start_new_session=True,
     )  # fmt: skip
     try:
         said = ""
@@ -193,10 +232,38 @@ def test_an_interrupted_training_names_resume(shapes: Path, tmp_path: Path) -> N
             line = process.stdout.readline()
             assert line, process.stderr.read()
             said += line
-        process.send_signal(signal.SIGINT)
+        send(process.pid, number)
+        # Until the last of the processes that were started has let go of the output.
         rest, errors = process.communicate(timeout=300)
     finally:
-        process.kill()  # a checkpoint an iteration would fill the disk
-    assert process.returncode == 130 and errors.splitlines() == ["interrupted"]
-    assert "with --resume.\n" in rest and "the training goes on from out/model_00000" in rest
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a checkpoint an iteration would fill the disk
+    assert process.returncode == 128 + number and errors.splitlines() == ["interrupted"]
+    assert "the training goes on from out/model_0000" in rest
+    assert rest.count("with --resume.\n") == 1
     assert "with --resume.\n" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def say_and_go_on(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection.send("deaf")
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_end_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "SECONDS_TO_END", 0)
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    others, mine = (
+        context.Process(target=say_and_go_on, args=(there,), daemon=True) for _ in range(2)
+    )
+    others.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts.processes_end_with_this_one():
+            mine.start()
+            assert [here.recv(), here.recv()] == ["deaf"] * 2
+            raise KeyboardInterrupt
+        assert mine.exitcode == -signal.SIGKILL and others.is_alive()
+    finally:
+        others.kill()

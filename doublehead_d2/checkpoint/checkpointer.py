@@ -1,5 +1,6 @@
 """detectron2's checkpointer, which here also takes the original files of published models."""
 
+import hashlib
 import logging
 import os
 from collections import Counter
@@ -90,13 +91,17 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
         """The file that `last_checkpoint` names, which lies beside it.
 
         Raises:
-            ValueError: it names a file elsewhere.
+            ValueError: it names a file elsewhere, or is no text.
         """
-        path = super().get_checkpoint_file()
+        last = os.path.join(self.save_dir, "last_checkpoint")
+        try:
+            path = super().get_checkpoint_file()
+        except UnicodeDecodeError:
+            raise ValueError(f"'{last}' is no text; allowed: the name of a file there") from None
         if path and os.path.dirname(os.path.normpath(path)) != os.path.normpath(self.save_dir):
             raise ValueError(
-                f"'{os.path.join(self.save_dir, 'last_checkpoint')}' names '{path}', which is not "
-                "in its folder; allowed: the name of a file there"
+                f"'{last}' names '{path}', which is not in its folder; allowed: the name of a file "
+                "there"
             )
         return path
 
@@ -158,13 +163,21 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
 
 
 def _resolve(path: str) -> str:
-    """The file of a URL whose name has its hash; other paths and names as they are."""
-    if not path or not path.startswith(("http://", "https://")) or not hash_in_name(path):
+    """The file of a URL; other paths and names as they are."""
+    # Upstream main reads that option of its own from the URL.
+    if not path or not path.startswith(("http://", "https://")) or "matching_heuristics=" in path:
         return path
     for name, entry in PUBLISHED.items():
         if path == entry.address:
             return f"{PREFIX}{name}"
-    return download(path, os.path.join(cache_folder(), "downloads", file_name(path)))
+    folder, name = os.path.join(cache_folder(), "downloads"), file_name(path)
+    if not hash_in_name(path):
+        # Many files are called model_final.pth.
+        folder = os.path.join(folder, hashlib.sha256(path.encode()).hexdigest()[:16])
+    if name in ("", ".", ".."):
+        raise ValueError(f"MODEL.WEIGHTS is '{path}', which names no file; allowed: a file's URL")
+    os.makedirs(folder, exist_ok=True)
+    return download(path, os.path.join(folder, name))
 
 
 def _check_form(path: str, checkpoint: Any) -> None:

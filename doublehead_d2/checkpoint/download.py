@@ -44,14 +44,14 @@ class TooLargeError(Exception):
 
 
 def download(url: str, path: str) -> str:
-    """Fetch a file whose name carries its hash; go on where an earlier attempt stopped.
+    """Fetch a file; where its name carries its hash, go on where an earlier attempt stopped.
 
     Until it is whole and its hash agrees, the file is `path` + ".part". Of several processes one
-    downloads and the others wait.
+    downloads and the others wait. Without a hash nothing tells whether two parts are of one file.
 
     Args:
         url: http or https address.
-        path: where the file goes; its name ends in "-<hash>.pth".
+        path: where the file goes; if its name ends in "-<hash>.pth", the hash is checked.
 
     Returns:
         `path`.
@@ -62,27 +62,28 @@ def download(url: str, path: str) -> str:
             `MAX_SECONDS` allow; says what to do.
     """
     digits = hash_in_name(path)
-    assert digits, f"no hash in the name of '{path}'"
     path = os.path.abspath(path)
     with file_lock(path):
         if os.path.isfile(path):
             check_hash(path)
             return path
         part = f"{path}.part"
+        if digits is None:
+            _remove(part)
         try:
             _fetch(url, part)
         except TooLargeError as error:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(part)
+            _remove(part)
             raise ValueError(f"{url} {error}. Nothing of it was kept") from None
         except (OSError, HTTPException) as error:
+            if digits is None:
+                _remove(part)
             raise OSError(
                 f"cannot download {url}: {error}. Try again{_bytes_kept(part)}, or get the file by "
                 f"other means and save it as {path}"
             ) from error
-        found = sha256_of(part)
-        if not found.startswith(digits):
-            os.remove(part)
+        if digits and not (found := sha256_of(part)).startswith(digits):
+            _remove(part)
             raise ValueError(
                 f"{url} gave a file with SHA-256 {found}; its name asks for {digits}... "
                 "The file was removed"
@@ -162,6 +163,11 @@ def _copy(response: HTTPResponse, f: BinaryIO, start: int, name: str) -> None:
                 window, before = now, f.tell()
     if total is not None and f.tell() < total:
         raise OSError(f"the connection closed after {f.tell()} of {total} bytes")
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
 
 
 def _limit_size(size: int) -> None:

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from detectron2.engine import launch as launch_on_gpus
 from detectron2.utils import comm
 
+from doublehead_d2.engine.interrupts import interrupt_once, processes_end_with_this_one
+
 
 def launch(
     main_func: Callable[..., Any],
@@ -22,7 +24,7 @@ def launch(
     """Run `main_func(*args)` in one process per GPU, as `detectron2.engine.launch` does.
 
     Without CUDA the same number of processes train on the CPU through gloo, which detectron2 0.6
-    refuses.
+    refuses. When this process is interrupted, so are those that it started, and it waits for them.
 
     Args:
         main_func: a module-level function, since other processes import it.
@@ -35,6 +37,7 @@ def launch(
 
     Raises:
         ValueError: names the option that cannot be met and what is allowed.
+        KeyboardInterrupt: it was interrupted; no process is left.
     """
     world_size = num_machines * num_gpus_per_machine
     if num_gpus_per_machine < 1 or num_machines < 1:
@@ -52,23 +55,28 @@ def launch(
             "--dist-url auto picks a port of this machine; with --num-machines above 1 give the "
             "same tcp://host:port of the first machine everywhere"
         )
-    if torch.cuda.is_available():
-        if num_gpus_per_machine > torch.cuda.device_count():
-            raise ValueError(
-                f"--num-gpus is {num_gpus_per_machine}; this machine has "
-                f"{torch.cuda.device_count()}"
-            )
-        launch_on_gpus(main_func, num_gpus_per_machine, num_machines, machine_rank, dist_url, args)
-    elif world_size == 1:
-        main_func(*args)
-    else:
-        if dist_url == "auto":
-            dist_url = f"tcp://127.0.0.1:{_free_port()}"
-        torch.multiprocessing.spawn(
-            _cpu_worker,
-            nprocs=num_gpus_per_machine,
-            args=(main_func, num_gpus_per_machine, num_machines, machine_rank, dist_url, args),
+    if torch.cuda.is_available() and num_gpus_per_machine > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus is {num_gpus_per_machine}; this machine has {torch.cuda.device_count()}"
         )
+    if world_size == 1:
+        main_func(*args)
+        return
+    if dist_url == "auto":
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    job = (_one_of_several, num_gpus_per_machine, num_machines, machine_rank, dist_url)
+    with processes_end_with_this_one():
+        if torch.cuda.is_available():
+            launch_on_gpus(*job, (main_func, args))
+        else:
+            torch.multiprocessing.spawn(
+                _cpu_worker, nprocs=num_gpus_per_machine, args=(*job, (main_func, args))
+            )
+
+
+def _one_of_several(main_func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    interrupt_once()
+    main_func(*args)
 
 
 def _cpu_worker(

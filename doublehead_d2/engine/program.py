@@ -3,6 +3,7 @@
 import argparse
 import logging
 import re
+import signal
 import sys
 import traceback
 from typing import Any
@@ -10,11 +11,10 @@ from typing import Any
 from detectron2.engine import default_argument_parser
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from doublehead_d2.engine.interrupts import interruptible
 from doublehead_d2.engine.launch import launch
 from doublehead_d2.engine.train import main
 from doublehead_d2.environment import ignore_warnings
-
-INTERRUPTED = 130  # what a shell gives to a program that Ctrl-C ended
 
 
 class MistakeError(Exception):
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     Returns:
         the exit status: 1 after a mistake in options, config or files, which is said in a line
-        (with `args.traceback` it is raised); 130 after Ctrl-C.
+        (with `args.traceback` it is raised); 130 after Ctrl-C, 143 after SIGTERM, as shells give.
 
     Raises:
         Exception: whatever is no such mistake.
@@ -46,17 +46,18 @@ def run(args: argparse.Namespace) -> int:
     # When one process fails, torch warns that it ends the others.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
-        launch(
-            _job,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except KeyboardInterrupt:
+        with interruptible():
+            launch(
+                _job,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except Exception as error:
         mistake = _mistake(error)
         if args.traceback or mistake is None:

@@ -118,6 +118,7 @@ def _class_names_in(path: str) -> list[str]:
     with PathManager.open(path, "r") as f:
         try:
             config: Any = yaml.safe_load(f)
-            return [str(name) for name in config["DATASETS"]["CLASS_NAMES"]]
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):  # another's config
+            names = list(config["DATASETS"]["CLASS_NAMES"])
+        except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):  # another's
             return []
+    return names if all(isinstance(name, str) for name in names) else []
