@@ -31,7 +31,12 @@ from doublehead_d2.benchmark.variants import (
     prepare,
     random_inputs,
 )
-from doublehead_d2.modeling import DoubleHeadConvHead, DoubleHeadROIHeads, TSDROIHeads
+from doublehead_d2.modeling import (
+    DoubleHeadConvHead,
+    DoubleHeadROIHeads,
+    StandardROIHeadsByLevel,
+    TSDROIHeads,
+)
 from doublehead_d2.plots import curves
 from doublehead_d2.tools import benchmark as tool
 from doublehead_d2.tools import options
@@ -61,6 +66,8 @@ SEEN = {
     "tsd_all_rois": 100,
     "tsd_samples_2": 30,
     "double_head_tsd": 30,
+    "faster_rcnn_r101": 0,
+    "detnet": 0,
 }
 
 
@@ -139,6 +146,7 @@ def test_variants_are_what_they_are_called() -> None:
         "double_head_tsd": (True, 4),
     }
     assert type(tsd["double_head_tsd"].reg_head) is DoubleHeadConvHead
+    assert type(heads["detnet"]) is StandardROIHeadsByLevel
 
 
 def test_plain_variants_detect_the_same() -> None:

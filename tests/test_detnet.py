@@ -89,6 +89,13 @@ def test_blocks_by_hand() -> None:
     assert parameters(ProjectionBottleneckBlock(1024, 1024, **kwargs)) == block_b == 2_167_808
 
 
+def test_projections_start_as_the_other_convolutions() -> None:
+    torch.manual_seed(0)
+    block = ProjectionBottleneckBlock(64, 64, bottleneck_channels=16, norm="BN")
+    # He: 2 / 64 outputs is the variance; PyTorch's own start has a sixth of it.
+    assert block.shortcut.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.05)
+
+
 def test_a_projection_that_is_there_already_stays_one() -> None:
     kwargs = {"bottleneck_channels": 4, "norm": "BN"}
     names = [n for n, _ in BottleneckBlock(8, 16, **kwargs).named_parameters()]

@@ -41,6 +41,8 @@ _EXT = "COCO-Detection/double_head_ext_rcnn_R_50_FPN_paper_1x.yaml"
 _MMDET = "Imported/mmdet_double_head_rcnn_R_50_FPN_1x.yaml"
 _TSD = "COCO-Detection/tsd_rcnn_R_50_FPN_1x.yaml"
 _DOUBLE_HEAD_TSD = "COCO-Detection/double_head_tsd_rcnn_R_50_FPN_1x.yaml"
+_R_101 = "COCO-Detection/faster_rcnn_R_101_FPN_paper_1x.yaml"
+_DETNET = "COCO-Detection/faster_rcnn_DetNet_59_FPN_1x.yaml"
 _ALL_ROIS = (f"{_NODE}.LAZY_REG_HEAD", False)
 _FOREGROUND = (f"{_NODE}.TRAIN_REG_HEAD_ON", "foreground")
 _CHECKPOINTS = (f"{_NODE}.CONV_HEAD.USE_ACT_CHECKPOINT", True)
@@ -68,6 +70,9 @@ VARIANTS = {
     "tsd_all_rois": Variant(_TSD, ("MODEL.ROI_TSD.LAZY_REG_HEAD", False)),
     "tsd_samples_2": Variant(_TSD, ("MODEL.ROI_TSD.SAMPLES", 2), _BOTH),
     "double_head_tsd": Variant(_DOUBLE_HEAD_TSD, tasks=_BOTH),
+    "faster_rcnn_r101": Variant(_R_101, tasks=_BOTH),
+    # Frozen norms, as the others: what a backbone costs that was trained as a whole
+    "detnet": Variant(_DETNET, ("MODEL.DETNET.NORM", "FrozenBN"), _BOTH),
 }
 # The detectors that are in a trained Double-Head-Ext: its fc-head alone, its fc-head's scores with
 # its conv-head's boxes, and the whole
