@@ -210,7 +210,11 @@ def test_config_of_an_interrupted_training_keeps_its_weights(shapes: Path, tmp_p
 
 
 # Their losses by name: RPN 2, in all 1, heads the rest
-DDP_CONFIGS = {TINY_EXT: 7, "Shapes-Detection/tsd_rcnn_tiny.yaml": 8}
+DDP_CONFIGS = {
+    TINY_EXT: 7,
+    "Shapes-Detection/tsd_rcnn_tiny.yaml": 8,
+    "Shapes-Detection/faster_rcnn_detnet_tiny.yaml": 5,
+}
 
 
 def ddp_cfg(name: str, output: str) -> CfgNode:
@@ -228,7 +232,7 @@ def ddp_cfg(name: str, output: str) -> CfgNode:
         *("INPUT.RANDOM_FLIP", "none", "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "GN"),
         *(f"{node}.NORM", "GN", f"{node}.BOTTLENECK_DIM", 32, "SOLVER.WARMUP_ITERS", 0),
         *("SOLVER.BASE_LR", 3e-4, "DATASETS.TEST", ()),
-        *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 4092, "MODEL.RPN.POSITIVE_FRACTION", 1.0),
+        *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 4416, "MODEL.RPN.POSITIVE_FRACTION", 1.0),
         *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.RPN.NMS_THRESH", 1.0),
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 21, "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0),
         *("MODEL.ROI_TSD.PC.LOC_WEIGHT", 0.0),
