@@ -157,12 +157,28 @@ def cfg_of(name: str, *opts: object) -> CfgNode:
         (DOUBLE_HEAD, ["INPUT.RESIZE_RULE", "pil"], "RESIZE_RULE is 'pil'; allowed: 'detectron2'"),
         (DOUBLE_HEAD, ["MODEL.ROI_HEADS.NAME", "ROIs"], "NAME is 'ROIs'; allowed: .*'DoubleHeadR"),
         (DOUBLE_HEAD, ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [True] * 4], "a GPU, and MODEL.DEVIC"),
+        (DOUBLE_HEAD, ["MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 0], "RESOLUTION is 0; allowed: a n"),
     ],
 )
 def test_what_cannot_be_built_is_refused_before(name: str, opts: list, message: str) -> None:
     check_model(cfg_of(name))
     with pytest.raises(ValueError, match=message):
         check_model(cfg_of(name, *opts))
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.MAX_ITER", 0], "SOLVER.MAX_ITER is 0; allowed: a number above 0"),
+        (["SOLVER.CHECKPOINT_PERIOD", 0], "CHECKPOINT_PERIOD is 0; allowed: a number above 0"),
+        (["SOLVER.CHECKPOINT_PERIOD", -1], "CHECKPOINT_PERIOD is -1; allowed: a number above 0"),
+        (["DATALOADER.NUM_WORKERS", -1], "DATALOADER.NUM_WORKERS is -1; allowed: "),
+    ],
+)
+def test_what_a_training_would_stumble_over_later(opts: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_config(cfg_of(DOUBLE_HEAD, *opts))
+    check_config(cfg_of(DOUBLE_HEAD, *opts[:1], abs(opts[1]) + 1))
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,19 @@ def test_nothing_left_to_train(shapes: Path, tmp_path: Path) -> None:
     assert f"{said} to train on, set it above 2.\n" in log
 
 
+@pytest.mark.slow
+def test_a_training_that_diverges_ends_in_a_line(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = ["--config-file", TINY_EXT, *SHORT, "OUTPUT_DIR", str(tmp_path)]
+    words += ["SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "3"]
+    assert run(argument_parser().parse_args(words)) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert line.startswith("error: the training diverged in iteration 1: ")
+    assert line.endswith("Try a SOLVER.BASE_LR below 1e+30, or more SOLVER.WARMUP_ITERS than 3")
+
+
 def test_resuming_an_evaluation_of_nothing(shapes: Path, tmp_path: Path) -> None:
     words = ["--config-file", TINY_EXT, "--eval-only", "--resume", "OUTPUT_DIR", str(tmp_path)]
     with pytest.raises(ValueError, match="random weights: MODEL.WEIGHTS is empty"):

@@ -10,7 +10,13 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils.file_io import PathManager
 
 from doublehead_d2.config.defaults import SYSTEMS
-from doublehead_d2.config.shared import check_deformable_convolution, check_device, check_word
+from doublehead_d2.config.shared import (
+    check_between,
+    check_deformable_convolution,
+    check_device,
+    check_positive,
+    check_word,
+)
 
 RESIZE_RULES = ("detectron2", "mmdet", "maskrcnn_benchmark")
 
@@ -28,8 +34,11 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
     check_model(cfg)
     check_evaluation(cfg)
     check_proposals(cfg, ("TEST",) if eval_only else ("TRAIN", "TEST"))
+    check_between("DATALOADER.NUM_WORKERS", cfg.DATALOADER.NUM_WORKERS, 0)
     if not eval_only:
         check_batch(cfg)
+        check_positive("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER)
+        check_positive("SOLVER.CHECKPOINT_PERIOD", cfg.SOLVER.CHECKPOINT_PERIOD)
 
 
 def check_model(cfg: CfgNode) -> None:
@@ -41,6 +50,8 @@ def check_model(cfg: CfgNode) -> None:
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":  # others need no RoI heads
         names = [name for name, _ in ROI_HEADS_REGISTRY]
         check_word("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, names)
+        size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        check_positive("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", size)
         for system in SYSTEMS:
             system.check(cfg)
     if not falls_back_to_cpu(cfg.MODEL.DEVICE):

@@ -27,6 +27,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         percent; None from training without TEST.EXPECTED_RESULTS.
 
     Raises:
+        ValueError: the training diverged, or as :func:`setup`.
         KeyboardInterrupt: the training was interrupted; how to go on is in the log.
     """
     cfg = setup(args)
@@ -64,6 +65,12 @@ def _train(trainer: Trainer, *, resume: bool) -> dict[str, Any] | None:
         )
     try:
         return trainer.train()
+    except FloatingPointError as error:  # detectron2's, of a loss or of what the RPN predicts
+        solver, reason = trainer.cfg.SOLVER, " ".join(str(error).split())
+        raise ValueError(
+            f"the training diverged in iteration {trainer.iter}: {reason} Try a SOLVER.BASE_LR "
+            f"below {solver.BASE_LR:g}, or more SOLVER.WARMUP_ITERS than {solver.WARMUP_ITERS}"
+        ) from error
     except KeyboardInterrupt:
         after, period = _last_checkpoint(trainer), trainer.cfg.SOLVER.CHECKPOINT_PERIOD
         # One that was there before belongs to another training, unless this one resumed it.
