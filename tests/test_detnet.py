@@ -25,6 +25,7 @@ from torchvision.ops import roi_align
 from builders import default_cfg, narrow, random_boxes, read_once
 from doublehead_d2 import model_zoo
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer, convert_checkpoint
+from doublehead_d2.checkpoint.convert import ForeignModel, read_foreign
 from doublehead_d2.config import check_model
 from doublehead_d2.modeling import build_detnet_classifier
 from doublehead_d2.modeling.detnet import DetNetFPN, ProjectionBottleneckBlock
@@ -517,6 +518,7 @@ def test_every_key_of_the_port(counters: bool, prefix: str) -> None:
     expected = {name: state[theirs] for theirs, _, name in rows if name != "(dropped)"}
     assert len(expected) == 315
     torch.testing.assert_close(converted, expected, rtol=0, atol=0)
+    assert read_foreign(state)[1] == ForeignModel("detnet", 50, num_classes=10, masks=False)
 
 
 @pytest.mark.parametrize("depth", [50, 101])
