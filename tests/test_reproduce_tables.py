@@ -1,6 +1,7 @@
 """The study of the paper's tables: its numbers, its sentences, its configs, and a short run."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -89,6 +90,9 @@ def test_claims_by_hand() -> None:
 def test_claims_of_another_metric() -> None:
     found = {"a": {1: {"AP": 1.0, "APl": 5.0}}, "b": {1: {"AP": 2.0, "APl": 4.5}}}
     assert paper_tables.claim_statement(found, "a", "b", "APl").startswith("yes (+0.50 APl of a")
+    none = {name: {1: {"APl": math.nan}, 2: {"APl": math.nan}} for name in "ab"}
+    assert "no object that APl looks at" in paper_tables.claim_statement(none, "a", "b", "APl")
+    assert "| a | – | 1, 2 |" in paper_tables.markdown_table(none, {}, ["APl"])
     table = paper_tables.markdown_table(found, {"a": 3.0}, ["APl"]).splitlines()
     assert table[0] == "| row | APl | seeds | AP in the paper (COCO) |"
     assert table[2:] == ["| a | 5.00 | 1 | 3.0 |", "| b | 4.50 | 1 | – |"]

@@ -4,6 +4,7 @@ Those of the Double-Head paper's Tables 1 and 3, TSD's ablation beside their equ
 Table 2.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,12 +74,16 @@ class Spread:
     count: int
 
     def __str__(self) -> str:
+        if math.isnan(self.mean):  # of objects of a size that the data has none of
+            return "–"
         spread = "" if self.deviation is None else f" ± {self.deviation:.2f}"
         return f"{self.mean:.2f}{spread}"
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation (n - 1) of at least one value."""
+    """Mean and sample standard deviation (n - 1) of at least one value; NaN where one is."""
+    if any(map(math.isnan, values)):
+        return Spread(math.nan, None, len(values))
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(statistics.fmean(values), deviation, len(values))
 
@@ -155,6 +160,8 @@ def claim_statement(scores: Scores, row: str, baseline: str, metric: str = "AP")
     if not seeds:
         return f"not yet known: no seed has a result for {row} and {baseline}"
     gap = spread([scores[row][seed][metric] - scores[baseline][seed][metric] for seed in seeds])
+    if math.isnan(gap.mean):
+        return f"not known: the data has no object that {metric} looks at"
     verdict = "yes" if gap.mean > 0 else "no"
     return f"{verdict} ({_gap(gap, metric)} of {row} to {baseline}{_error(gap)})"
 
