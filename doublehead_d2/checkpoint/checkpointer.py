@@ -74,7 +74,7 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
             self._parsed_url_during_load = None
 
     def _check_is_there(self, path: str) -> None:
-        """Downloads what is not here yet, but for http(s), whose options fvcore reads later."""
+        """Downloads what is not here yet, but for http(s), which :func:`_resolve` does."""
         if not path or path.startswith(("http://", "https://")):
             return
         scheme, is_name, _ = path.partition("://")
