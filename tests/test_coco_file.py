@@ -103,8 +103,6 @@ def legitimate(data: Data) -> None:
     image = one["image_id"]
     extra = [
         {"iscrowd": 1, "segmentation": rle([0, 16384])},  # a crowd
-        {"bbox": [5, 5, 0, 0]},  # without area, which detectron2 leaves out
-        {"bbox": [5, 5, -3, 4]},
         {"bbox": [-20.5, 100, 60, 600]},  # beyond the image, which detectron2 clips to it
         {"iscrowd": True},
         {"iscrowd": False, "ignore": 0},
@@ -134,6 +132,22 @@ def test_what_detectron2_takes_is_accepted(place: Place) -> None:
 def test_annotations_of_other_images_are_noted(place: Place) -> None:
     notes = notes_of(place, place.coco("train", set_in("annotations", "image_id", 1234)), ())
     assert "belong to no image of the file and are left out: 1, the first is annotation 1" in notes
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[5, 5, 0, 9], [5, 5, 9, -1], [-9, 5, 9, 9], [5000, 5, 9, 9], [5, 5000, 9, 9], [5, -9, 9, 9]],
+)
+def test_boxes_without_area_are_noted(place: Place, box: list) -> None:
+    notes = notes_of(place, place.coco("train", set_in("annotations", "bbox", box)), ())
+    assert "without area in their image, which training leaves out and the evaluation" in notes
+    assert "counts as missed: 1, the first is annotation 1" in notes
+
+
+@pytest.mark.parametrize("box", [[5, 5, 1e-3, 9], [-8.9, 5, 9, 9]])
+def test_small_boxes_are_not(place: Place, box: list) -> None:
+    notes = notes_of(place, place.coco("train", set_in("annotations", "bbox", box)), ())
+    assert "without area" not in notes
 
 
 def test_test_files_without_annotations_are_written_for_a_server(place: Place) -> None:

@@ -5,7 +5,7 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.data import Metadata
@@ -196,6 +196,16 @@ def _name(record: Any, index: int, key: str) -> str:
     return f"{key.removesuffix('s')} {record['id']!r}{more}"
 
 
+def _has_area(box: Sequence[float], image: Record) -> bool:
+    """Whether a box, XYWH, covers some of its image."""
+    x, y, width, height = box
+    inside = (
+        min(x + width, image["width"]) - max(x, 0),
+        min(y + height, image["height"]) - max(y, 0),
+    )
+    return min(inside) > 0
+
+
 class _Annotations:
     """The pass over the annotations."""
 
@@ -207,6 +217,7 @@ class _Annotations:
         self._use = use
         self._faults = faults
         self._strays: list[str] = []
+        self._without_area: list[str] = []
         self.objects = 0
         self.with_objects: set[Any] = set()  # ids of images
 
@@ -228,16 +239,22 @@ class _Annotations:
                 continue
             ids.add(annotation["id"])
             if not annotation.get("iscrowd", 0):
+                if not _has_area(annotation["bbox"], self._images[annotation["image_id"]]):
+                    self._without_area.append(_name(annotation, index, "annotations"))
                 self.objects += 1
                 self.with_objects.add(annotation["image_id"])
 
     def notes(self) -> list[str]:
         """What is legitimate, and yet worth a word."""
-        if not self._strays:
-            return []
+        kinds = {
+            "that belong to no image of the file and are left out": self._strays,
+            "without area in their image, which training leaves out and the evaluation counts as "
+            "missed": self._without_area,
+        }
         return [
-            f"annotations that belong to no image of the file and are left out: "
-            f"{len(self._strays):,}, the first is {self._strays[0]}"
+            f"annotations {what}: {len(found):,}, the first is {found[0]}"
+            for what, found in kinds.items()
+            if found
         ]
 
     def _fault(self, annotation: Record) -> str:
