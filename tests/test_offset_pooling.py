@@ -179,6 +179,33 @@ def test_no_rois(grad: bool) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("samples", [1, 2, 4])
+def test_cells_named_once_are_those_named_twice(legacy: bool, samples: int) -> None:
+    """In inference on a CPU cells are merged where that is less; of large bins they are not."""
+    maps = features(height=60, width=80)
+    large = ROIS[:1] * torch.tensor([1.0, 1, 1, 9, 9])  # bins of 9 cells
+    for rois in (ROIS, large):
+        shifts = offsets(len(rois))
+        merged = pool(maps, rois, shifts, samples=samples, legacy=legacy)
+        with torch.enable_grad():
+            expected = pool(maps, rois, shifts, samples=samples, legacy=legacy)
+        torch.testing.assert_close(merged, expected)
+
+
+@torch.no_grad()
+def test_merged_cells_are_fewer() -> None:
+    arguments = (torch.tensor([2.25]), torch.tensor([7.0]), torch.zeros(1, 1, 7), 20, 4, False)
+    twice, _ = pooling._taps(*arguments, merged=False)
+    once, weights = pooling._taps(*arguments, merged=True)
+    # The first bin is a cell wide, from 2.25: its samples lie at 2.375, 2.625, 2.875 and 3.125.
+    assert twice[0, 0, 0].tolist() == [2, 3, 2, 3, 2, 3, 3, 4]
+    assert once[0, 0, 0].tolist() == [2, 3, 4]
+    # cell 2: 0.625 + 0.375 + 0.125; cell 3: 0.375 + 0.625 + 0.875 + 0.875; cell 4: 0.125; of 4
+    torch.testing.assert_close(weights[0, 0, 0], torch.tensor([1.125, 2.75, 0.125]) / 4)
+
+
+@torch.no_grad()
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pool(features(), ROIS, offsets())
     monkeypatch.setattr(pooling, "_CHUNK", 2 * 49 * 64)  # two RoIs
