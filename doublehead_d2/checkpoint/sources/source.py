@@ -28,8 +28,8 @@ class Source(NamedTuple):
     model: str  # the system that is converted, for people
     mark: str  # beginning of keys that only its models have
     model_mark: str  # beginning of keys that of its models only that system has
-    stages: str  # what stands before "layer3" in the keys of its ResNet
-    cls_scores: tuple[str, ...]  # layers with K + 1 rows
+    stages: str | None  # what stands before "layer3" in the keys of its ResNet; None: it has none
+    cls_scores: tuple[str, ...]  # layers with K + 1 rows; none where it is no detector
     box_deltas: tuple[str, ...]  # layers with 4 rows a class
     background_boxes: int  # how many of the classes with boxes are background
     agnostic_rows: int | None  # of box_deltas if the same for all classes; None: never the same
@@ -39,3 +39,4 @@ class Source(NamedTuple):
     mask_renames: Callable[[], Iterable[Rename]] = tuple
     # what of its models is not converted, for people, by a pattern of keys that only such have
     refused: Mapping[str, str] = MappingProxyType({})
+    config: str | None = None  # name in the zoo, where no published model says it
