@@ -1,6 +1,7 @@
 """The rows of the study and what is said about them: numbers alone.
 
-Those of the Double-Head paper's Tables 1 and 3, and TSD's ablation beside their equals.
+Those of the Double-Head paper's Tables 1 and 3, TSD's ablation beside their equals, and the ladder
+from C4 to G-RCN.
 """
 
 import statistics
@@ -53,7 +54,31 @@ TSD_CLAIMS = {
     "A conv-head helps TSD": ("double_head_tsd", "tsd_pc"),
     "TSD helps Double-Head": ("double_head_tsd", "double_head_tuned"),
 }
+# The ladder from C4 over the corrected protocol to G-RCN, then its controls
+GRCN = (
+    "faster_rcnn_c4",
+    "faster_rcnn_c5",
+    "grcn_separate",
+    "grcn_separate_stride",
+    "grcn_separate_context",
+    "grcn",
+    "grcn_swapped_strides",
+    "grcn_context_add",
+    "grcn_context_reg",
+    "grcn_undilated",
+)
+# What G-RCN's abstract claims: a row, the row that it is to be better than, and by what
+GRCN_CLAIMS = {
+    "Conv5 in the backbone at stride 16 helps": ("faster_rcnn_c5", "faster_rcnn_c4", "AP70"),
+    "Separating high-level features helps": ("grcn_separate", "faster_rcnn_c5", "AP70"),
+    "A large stride helps classification": ("grcn_separate_stride", "grcn_separate", "AP"),
+    "A large stride harms localisation": ("grcn_separate", "grcn_swapped_strides", "AP75"),
+    "Context helps classification": ("grcn_separate_context", "grcn_separate", "AP"),
+    "Context helps localisation (control)": ("grcn_context_reg", "grcn", "AP75"),
+    "G-RCN helps": ("grcn", "faster_rcnn_c5", "AP70"),
+}
 METRICS = ("AP", "AP50", "AP75")
+GRCN_METRICS = ("AP", "AP70", "AP75")
 
 Scores = Mapping[str, Mapping[int, Mapping[str, float]]]  # row, seed, metric: percent
 
@@ -77,28 +102,31 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), deviation, len(values))
 
 
-def summarize(scores: Scores) -> dict[str, dict[str, Spread]]:
+def summarize(scores: Scores, metrics: Sequence[str] = METRICS) -> dict[str, dict[str, Spread]]:
     """Spread of every metric over the seeds of every row that has any."""
     return {
-        row: {metric: spread([run[metric] for run in by_seed.values()]) for metric in METRICS}
+        row: {metric: spread([run[metric] for run in by_seed.values()]) for metric in metrics}
         for row, by_seed in scores.items()
         if by_seed
     }
 
 
-def markdown_table(scores: Scores, paper: Mapping[str, float]) -> str:
+def markdown_table(
+    scores: Scores, paper: Mapping[str, float], metrics: Sequence[str] = METRICS
+) -> str:
     """Rows with mean ± standard deviation, seeds and the AP of the paper.
 
     Args:
         scores: results by row and seed; rows without a result are shown as missing.
         paper: AP in the paper by row, for those that are in it; without any, the table has no
             column for them.
+        metrics: a column each.
     """
-    summary = summarize(scores)
-    columns = ["row", *METRICS, "seeds", *(["AP in the paper (COCO)"] if paper else [])]
+    summary = summarize(scores, metrics)
+    columns = ["row", *metrics, "seeds", *(["AP in the paper (COCO)"] if paper else [])]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in scores:
-        cells = [str(summary[row][m]) if row in summary else "–" for m in METRICS]
+        cells = [str(summary[row][m]) if row in summary else "–" for m in metrics]
         cells.append(", ".join(map(str, sorted(scores[row]))) or "none yet")
         if paper:
             cells.append(str(paper.get(row, "–")))
@@ -137,18 +165,18 @@ def order_statement(
     return "; ".join(statements)
 
 
-def claim_statement(scores: Scores, row: str, baseline: str) -> str:
+def claim_statement(scores: Scores, row: str, baseline: str, metric: str = "AP") -> str:
     """Whether `row` has more AP than `baseline`, over the seeds that both have, in a sentence."""
     seeds = sorted(set(scores[row]) & set(scores[baseline]))
     if not seeds:
         return f"not yet known: no seed has a result for {row} and {baseline}"
-    gap = spread([scores[row][seed]["AP"] - scores[baseline][seed]["AP"] for seed in seeds])
+    gap = spread([scores[row][seed][metric] - scores[baseline][seed][metric] for seed in seeds])
     verdict = "yes" if gap.mean > 0 else "no"
-    return f"{verdict} ({_gap(gap)} of {row} to {baseline}{_error(gap)})"
+    return f"{verdict} ({_gap(gap, metric)} of {row} to {baseline}{_error(gap)})"
 
 
-def _gap(gap: Spread) -> str:
-    return f"{gap.mean:+.2f} AP"
+def _gap(gap: Spread, metric: str = "AP") -> str:
+    return f"{gap.mean:+.2f} {metric}"
 
 
 def _error(gap: Spread) -> str:
@@ -157,7 +185,7 @@ def _error(gap: Spread) -> str:
     return f", standard error {gap.deviation / gap.count**0.5:.2f}"
 
 
-def report(table_1: Scores, ext: Scores, tsd: Scores) -> str:
+def report(table_1: Scores, ext: Scores, tsd: Scores, grcn: Scores) -> str:
     """All tables in Markdown and whether what the papers claim appears in them."""
     singles = ["single_fc_w1", "single_conv_w1"]
     statements = []
@@ -173,6 +201,7 @@ def report(table_1: Scores, ext: Scores, tsd: Scores) -> str:
     order = order_statement(ext, list(TABLE_3), first="complementary", last="cls_head")
     statements.append(f"- Table 3: {order}.")
     claims = [f"- {claim}: {claim_statement(tsd, *rows)}." for claim, rows in TSD_CLAIMS.items()]
+    ladder = _grcn_report(grcn) if any(grcn.values()) else []
     return "\n".join(
         [
             "Box AP in percent on shapes_hard_val, mean ± standard deviation of single runs.",
@@ -191,5 +220,17 @@ def report(table_1: Scores, ext: Scores, tsd: Scores) -> str:
             "",
             *claims,
             "",
+            *ladder,
         ]
     )
+
+
+def _grcn_report(grcn: Scores) -> list[str]:
+    claims = [f"- {claim}: {claim_statement(grcn, *rows)}." for claim, rows in GRCN_CLAIMS.items()]
+    return [
+        "## G-RCN: from C4 over the corrected protocol, and controls",
+        markdown_table(grcn, {}, GRCN_METRICS),
+        "",
+        *claims,
+        "",
+    ]

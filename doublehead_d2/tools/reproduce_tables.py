@@ -1,9 +1,10 @@
-"""Tables 1 and 3 of the paper, and TSD's ablation, on the built-in shapes_hard data.
+"""Tables 1 and 3 of the paper, TSD's ablation and G-RCN's ladder, on the built-in shapes_hard data.
 
 At a size that a CPU can train. Trains every row once per seed (of Table 3 one Double-Head-Ext), all
 from one ResNet, FPN and RPN that are trained first (in place of ImageNet's weights); the ResNet
-then stays frozen. Scores the Ext model with every fusion in one pass, and writes results.json and
-tables.md. Finished runs are kept: it can be stopped and started again.
+then stays frozen. Rows without FPN start from a ResNet of their own, frozen up to Conv4. Scores the
+Ext model with every fusion in one pass, and writes results.json and tables.md. Finished runs are
+kept: it can be stopped and started again.
 """
 
 import argparse
@@ -17,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from doublehead_d2.analysis import paper_tables
-from doublehead_d2.analysis.study import BACKBONE, RESULT_FILE, run, study_config
+from doublehead_d2.analysis.study import (
+    BACKBONE,
+    C5_BACKBONE,
+    RESULT_FILE,
+    backbone_of,
+    run,
+    study_config,
+)
 from doublehead_d2.config import check_config
 from doublehead_d2.data import check_datasets, write_shapes
 from doublehead_d2.data.shapes.builtin import shapes_root
@@ -26,7 +34,9 @@ from doublehead_d2.tools.options import USER_ERRORS, add_opts
 
 MODULE = "doublehead_d2.tools.reproduce_tables"
 SETTINGS_FILE = "settings.json"
-ROWS = list(dict.fromkeys([*paper_tables.TABLE_1, paper_tables.EXT, *paper_tables.TSD]))
+ROWS = list(
+    dict.fromkeys([*paper_tables.TABLE_1, paper_tables.EXT, *paper_tables.TSD, *paper_tables.GRCN])
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--jobs must be 1 or more, --seeds 0 or more")
     try:
         # Bad options fail here, not in every run.
-        check_config(study_config(BACKBONE, 0, output, args.opts))
+        backbones = dict.fromkeys(backbone_of(row) for row in args.rows)
+        for backbone in backbones:
+            check_config(study_config(backbone, 0, output, args.opts))
         _keep_settings(output, args.opts)
         try:
             check_datasets(("shapes_hard_train", "shapes_hard_val"))
@@ -58,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
 
-    failed = _run_all([(BACKBONE, 0)], output, 1, args.opts)
+    failed = _run_all([(backbone, 0) for backbone in backbones], output, 1, args.opts)
     if not failed:
         # Seed by seed, so that a study that is stopped early compares equals.
         seeds, rows = dict.fromkeys(args.seeds), dict.fromkeys(args.rows)
@@ -89,20 +101,22 @@ def format_tables(content: Mapping[str, Any]) -> str:
     table_1: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.TABLE_1}
     ext: dict[str, dict[int, dict[str, float]]] = {mode: {} for mode in paper_tables.EXT_MODES}
     tsd: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.TSD}
+    grcn: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.GRCN}
     facts: dict[str, list[str]] = {"options": [" ".join(content["opts"]) or "none"]}
     for result in content["runs"]:
         for mode, scores in result["scores"].items():
             if result["row"] == paper_tables.EXT:
                 ext[mode][result["seed"]] = scores
-            for table in (table_1, tsd):
+            for table in (table_1, tsd, grcn):
                 if result["row"] in table:
                     table[result["row"]][result["seed"]] = scores
-        name = "iterations of the backbone" if result["row"] == BACKBONE else "iterations of a row"
+        is_backbone = result["row"] in (BACKBONE, C5_BACKBONE)
+        name = "iterations of the backbone" if is_backbone else "iterations of a row"
         for key, value in {**result["environment"], name: str(result["iterations"])}.items():
             facts.setdefault(key, []).append(value)
     # Where runs differ, all that they were made with
     lines = [f"- {key}: {'; '.join(dict.fromkeys(found))}\n" for key, found in facts.items()]
-    return paper_tables.report(table_1, ext, tsd) + "\n" + "".join(lines)
+    return paper_tables.report(table_1, ext, tsd, grcn) + "\n" + "".join(lines)
 
 
 def _keep_settings(output: Path, opts: Sequence[str]) -> None:
