@@ -24,11 +24,17 @@ if not running_doctor():
 
     from doublehead_d2 import data, inference, model_zoo
     from doublehead_d2.config import add_doublehead_config
-    from doublehead_d2.modeling import DoubleHeadConvHead, DoubleHeadROIHeads, TSDROIHeads
+    from doublehead_d2.modeling import (
+        DoubleHeadConvHead,
+        DoubleHeadROIHeads,
+        GRCNROIHeads,
+        TSDROIHeads,
+    )
 
     __all__ = [
         "DoubleHeadConvHead",
         "DoubleHeadROIHeads",
+        "GRCNROIHeads",
         "TSDROIHeads",
         "add_doublehead_config",
         "data",

@@ -4,8 +4,8 @@ from functools import cache
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_roi_heads
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import GeneralizedRCNN, build_model, build_roi_heads
 from detectron2.structures import Boxes, ImageList, Instances
 
 from doublehead_d2 import add_doublehead_config, model_zoo
@@ -71,6 +71,36 @@ def small_heads(*opts: object, channels: int = 8, seed: int = 0) -> DoubleHeadRO
     torch.manual_seed(seed)
     shapes = {name: ShapeSpec(channels=channels, stride=s) for name, s in STRIDES.items()}
     return build_roi_heads(small_cfg(*opts), shapes)
+
+
+def grcn_cfg(name: str, *opts: object) -> CfgNode:
+    """A config at a sixteenth of the width of ResNet, or with narrow fc layers, and 5 classes."""
+    cfg = read_once(name).clone()
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "cpu", "", 5
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 4
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
+    cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
+    conv_head = cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD
+    conv_head.DIM, conv_head.BOTTLENECK_DIM, conv_head.NONLOCAL_DIM = 16, 8, 8
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 32
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 200
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 50
+    cfg.MODEL.PIXEL_STD = [60.0, 60.0, 60.0]  # random frozen norms let activations grow
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def grcn_model(name: str, *opts: object, seed: int = 0) -> GeneralizedRCNN:
+    """The model of `grcn_cfg`, built after seeding torch, in evaluation."""
+    torch.manual_seed(seed)
+    model = build_model(grcn_cfg(name, *opts)).eval()
+    for norm in model.modules():
+        if isinstance(norm, FrozenBatchNorm2d):  # not the identity, as trained ones
+            norm.weight.uniform_(0.5, 1.0)
+            norm.bias.normal_(std=0.1)
+    return model
 
 
 def random_features(num_images: int = 2, channels: int = 8, seed: int = 0) -> dict:

@@ -281,3 +281,83 @@ def test_rows_of_tsds_ablation(row: str) -> None:
     assert found == TSD_ROWS[row]
     assert (node.PC.CLS_MARGIN, node.PC.LOC_MARGIN) == (0.2, 0.2)
     assert cfg.SOLVER.MAX_ITER == 180000 and cfg.SOLVER.IMS_PER_BATCH == 8
+
+
+# Strides and contexts of the branches for classes and for boxes, and the dilation
+GRCN_ROWS = {
+    "separate": (16, "none", 16, "none", 2),
+    "separate_stride": (32, "none", 16, "none", 2),
+    "separate_context": (16, "concat", 16, "none", 2),
+    "swapped_strides": (16, "none", 32, "none", 2),
+    "context_add": (32, "add", 16, "none", 2),
+    "context_reg": (32, "concat", 16, "concat", 2),
+    "undilated": (32, "concat", 16, "none", 1),
+}
+
+
+@pytest.mark.parametrize("row", GRCN_ROWS)
+def test_rows_of_grcns_ablation(row: str) -> None:
+    cfg = model_zoo.get_config(f"Ablations/grcn_{row}.yaml")
+    node, ours = cfg.MODEL.ROI_GRCN, GRCN_ROWS[row]
+    found = (node.CLS_HEAD.STRIDE, node.CLS_HEAD.CONTEXT)
+    assert (*found, node.REG_HEAD.STRIDE, node.REG_HEAD.CONTEXT, node.DILATION) == ours
+    # Nothing else differs from G-RCN itself.
+    grcn = model_zoo.get_config("COCO-Detection/grcn_R_50_C5_1x.yaml")
+    cfg.MODEL.ROI_GRCN = grcn.MODEL.ROI_GRCN
+    assert cfg == grcn
+
+
+WITHOUT_FPN = [
+    *(
+        f"{model}_{backbone}"
+        for backbone in ("R_50_C5", "R_101_C5", "VGG_16")
+        for model in ("grcn", "faster_rcnn")
+    ),
+    *("faster_rcnn_R_50_C4", "faster_rcnn_R_101_C4"),
+]
+
+
+@pytest.mark.parametrize("name", WITHOUT_FPN)
+def test_models_without_fpn_on_both_data_sets(name: str) -> None:
+    coco, voc = f"COCO-Detection/{name}_1x.yaml", f"PascalVOC-Detection/{name}_0712.yaml"
+    assert tuple(solver(coco).values()) == (16, 16, 0.02, (60000, 80000), 90000)
+    assert tuple(solver(voc).values()) == (16, 16, 0.02, (12000, 16000), 18000)
+    on_coco, on_voc = model_zoo.get_config(coco), model_zoo.get_config(voc)
+    assert (on_coco.MODEL.ROI_HEADS.NUM_CLASSES, on_voc.MODEL.ROI_HEADS.NUM_CLASSES) == (80, 20)
+    assert on_voc.DATASETS.TRAIN == ("voc_2007_trainval", "voc_2012_trainval")
+    assert on_voc.DATASETS.TEST == ("voc_2007_test",) and on_voc.SOLVER.WARMUP_ITERS == 100
+    on_voc.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    assert on_coco.MODEL == on_voc.MODEL
+    depth = 101 if "101" in name else 50
+    assert depth == on_coco.MODEL.RESNETS.DEPTH
+    weights = "vgg16-397923af.pth" if "VGG" in name else f"MSRA/R-{depth}.pkl"
+    assert on_coco.MODEL.WEIGHTS.endswith(weights)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "section"), [("R_50_C5", "RESNETS"), ("R_101_C5", "RESNETS"), ("VGG_16", "VGG")]
+)
+def test_baselines_of_grcn_have_one_conv5(backbone: str, section: str) -> None:
+    baseline = model_zoo.get_config(f"COCO-Detection/faster_rcnn_{backbone}_1x.yaml")
+    grcn = model_zoo.get_config(f"COCO-Detection/grcn_{backbone}_1x.yaml")
+    *kept, copy = grcn.MODEL[section].OUT_FEATURES
+    assert copy.endswith("_reg") and list(baseline.MODEL[section].OUT_FEATURES) == kept
+    assert (baseline.MODEL.ROI_GRCN.CLS_HEAD.STRIDE, baseline.MODEL.ROI_HEADS.NAME) == (
+        16,
+        "StandardROIHeads",
+    )
+    for node in ("ROI_HEADS", "ROI_GRCN", section):
+        baseline.MODEL[node] = grcn.MODEL[node]
+    assert baseline == grcn
+
+
+def test_tiny_models_without_fpn_start_from_one_resnet() -> None:
+    start = model_zoo.get_config("Shapes-Detection/single_fc_rcnn_R_50_tiny.yaml")
+    for name in ("grcn", "faster_rcnn_c5", "faster_rcnn_c4"):
+        cfg = model_zoo.get_config(f"Shapes-Detection/{name}_tiny.yaml")
+        assert f"{start.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS
+        assert cfg.MODEL.RESNETS.DEPTH == 50 and 4 * cfg.MODEL.RESNETS.WIDTH_PER_GROUP <= 64
+        for node in (cfg, start):
+            node.MODEL.RESNETS.OUT_FEATURES = []
+        assert start.MODEL.RESNETS == cfg.MODEL.RESNETS
+        assert start.INPUT == cfg.INPUT

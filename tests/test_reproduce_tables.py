@@ -2,18 +2,28 @@
 
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from conftest import DATASETS, REPOSITORY
 from doublehead_d2 import model_zoo
 from doublehead_d2.analysis import paper_tables
 from doublehead_d2.analysis.study import study_config
+from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.data import write_shapes
 from doublehead_d2.tools import reproduce_tables
+
+NAMES = {
+    paper_tables.EXT: "COCO-Detection/double_head_ext_rcnn_R_50_FPN_paper_1x.yaml",
+    "faster_rcnn_c4": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
+    "faster_rcnn_c5": "COCO-Detection/faster_rcnn_R_50_C5_1x.yaml",
+    "grcn": "COCO-Detection/grcn_R_50_C5_1x.yaml",
+}
+EMPTY: dict = {mode: {} for mode in paper_tables.EXT_MODES}
+TSD: dict = {row: {} for row in paper_tables.TSD}
 
 
 def scores(**aps: list[float]) -> dict:
@@ -110,10 +120,7 @@ def test_rows_are_the_papers() -> None:
 @pytest.mark.parametrize("row", reproduce_tables.ROWS)
 def test_the_overlay_changes_sizes_and_no_heads(row: str, tmp_path: Path) -> None:
     cfg = study_config(row, 3, tmp_path, ["SOLVER.MAX_ITER", "7"])
-    name = f"Ablations/{row}.yaml"
-    if row == paper_tables.EXT:
-        name = "COCO-Detection/double_head_ext_rcnn_R_50_FPN_paper_1x.yaml"
-    full = model_zoo.get_config(name)
+    full = model_zoo.get_config(NAMES.get(row, f"Ablations/{row}.yaml"))
     for node in (cfg, full):
         node.MODEL.ROI_BOX_HEAD.FC_DIM = 0
         for key in ("DIM", "BOTTLENECK_DIM", "NONLOCAL_DIM"):
@@ -124,10 +131,14 @@ def test_the_overlay_changes_sizes_and_no_heads(row: str, tmp_path: Path) -> Non
     assert cfg.MODEL.ROI_BOX_HEAD == full.MODEL.ROI_BOX_HEAD
     assert cfg.MODEL.ROI_HEADS.NAME == full.MODEL.ROI_HEADS.NAME
     assert (cfg.SEED, cfg.SOLVER.MAX_ITER) == (3, 7)
-    from_nothing = row in paper_tables.BACKBONES
-    assert ("" if from_nothing else str(tmp_path / "backbone.pth")) == cfg.MODEL.WEIGHTS
+    assert cfg.MODEL.ROI_GRCN == full.MODEL.ROI_GRCN
+    assert cfg.MODEL.RESNETS.OUT_FEATURES == full.MODEL.RESNETS.OUT_FEATURES
     assert cfg.MODEL.BACKBONE.NAME == full.MODEL.BACKBONE.NAME
-    assert (0 if from_nothing else 5) == cfg.MODEL.BACKBONE.FREEZE_AT
+    from_nothing = row in paper_tables.BACKBONES
+    backbone = "backbone_c5.pth" if row in paper_tables.GRCN else "backbone.pth"
+    assert ("" if from_nothing else str(tmp_path / backbone)) == cfg.MODEL.WEIGHTS
+    frozen = 0 if from_nothing else 4 if row in paper_tables.GRCN else 5
+    assert frozen == cfg.MODEL.BACKBONE.FREEZE_AT
 
 
 def test_the_backbones_differ_in_nothing_else(tmp_path: Path) -> None:
@@ -137,6 +148,42 @@ def test_the_backbones_differ_in_nothing_else(tmp_path: Path) -> None:
         cfg.MODEL.BACKBONE.NAME = cfg.MODEL.ROI_HEADS.NAME = cfg.OUTPUT_DIR = ""
         cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = []
     assert resnet == detnet
+
+
+def test_rows_without_fpn_start_from_a_resnet_of_their_size(tmp_path: Path) -> None:
+    """Trained below an FPN, on the images that they see; its stages fill theirs."""
+    start = study_config("backbone_c5", 0, tmp_path, ["MODEL.DEVICE", "cpu"])
+    assert (start.MODEL.BACKBONE.FREEZE_AT, start.MODEL.RESNETS.NORM) == (0, "BN")
+    model = build_model(start)
+    weights = {k: x for k, x in model.state_dict().items() if not k.startswith("roi_heads")}
+    torch.save({"model": weights}, tmp_path / "backbone_c5.pth")
+    for row in paper_tables.GRCN:
+        cfg = study_config(row, 1, tmp_path, ["MODEL.DEVICE", "cpu"])
+        assert cfg.INPUT == start.INPUT and cfg.MODEL.BACKBONE.FREEZE_AT == 4
+        checkpointer = DoubleHeadCheckpointer(build_model(cfg))
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+        missing = {key.rsplit(".", 2)[0] for key in checkpointer.missing_keys}
+        resnet = {key for key in missing if "res" in key or "stem" in key}
+        assert not resnet and missing, row
+
+
+def test_ladder_by_hand() -> None:
+    """Results of G-RCN's rows have AP70; without any there is no such section."""
+    runs = {row: {} for row in paper_tables.GRCN}
+    assert "G-RCN" not in paper_tables.report(
+        {r: {} for r in paper_tables.TABLE_1}, EMPTY, TSD, {}, runs
+    )
+    for row, ap70 in (("faster_rcnn_c5", 50.0), ("grcn", 53.0)):
+        runs[row] = {1: {"AP": 40.0, "AP50": 70.0, "AP70": ap70, "AP75": 30.0}}
+    text = paper_tables.report({r: {} for r in paper_tables.TABLE_1}, EMPTY, TSD, {}, runs)
+    assert "| row | AP | AP70 | AP75 | seeds |" in text
+    assert "| grcn | 40.00 | 53.00 | 30.00 | 1 |" in text
+    assert (
+        "- G-RCN helps: yes (+3.00 AP70 of grcn to faster_rcnn_c5, standard error unknown with a "
+        "single seed)." in text
+    )
+    rows = {row for *pair, _ in paper_tables.GRCN_CLAIMS.values() for row in pair}
+    assert rows <= {*paper_tables.GRCN}
 
 
 def test_settings_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,10 +229,12 @@ def test_docs_have_the_tables_of_the_recorded_studies(record: str) -> None:
     content = json.loads((REPOSITORY / f"dev/benchmarks/shapes_hard_{record}.json").read_text())
     document = (REPOSITORY / "docs/REPRODUCTION.md").read_text(encoding="utf-8").splitlines()
     text = reproduce_tables.format_tables(content)
+    made_with = text[text.index("- options:") :]
+    first, tsd = text.split("## TSD")
     # A section each, with what it was made with at its end.
-    tables, tsd, backbones = re.split("## TSD|## DetNet", text)
-    made_with = backbones[backbones.index("- options:") :]
-    section = {"tables": tables, "tsd": tsd, "backbones": backbones}[record]
+    tsd, *backbones = tsd.split("## DetNet")
+    section = {"tables": first, "tsd": tsd, "backbones": "".join(backbones)}[record]
+    assert section.count("| ") > 9
     lines = (section + made_with).splitlines()
     assert set(document) >= {line for line in lines if line.startswith(("|", "- "))}
 

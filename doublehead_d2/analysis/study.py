@@ -14,7 +14,15 @@ from torch import nn
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.ap_by_iou import ap_by_iou
-from doublehead_d2.analysis.paper_tables import BACKBONE_METRICS, BACKBONES, EXT, EXT_MODES, METRICS
+from doublehead_d2.analysis.paper_tables import (
+    BACKBONE_METRICS,
+    BACKBONES,
+    EXT,
+    EXT_MODES,
+    GRCN,
+    GRCN_METRICS,
+    METRICS,
+)
 from doublehead_d2.benchmark.machine import machine
 from doublehead_d2.config import fall_back_to_cpu, merge_opts
 from doublehead_d2.engine.log import start_logging
@@ -27,13 +35,26 @@ BACKBONE = "backbone"  # the run whose backbone, FPN and RPN all others start fr
 BACKBONE_SCHEDULE = 6  # it starts from nothing and is trained this many times longer
 RESULT_FILE = "result.json"
 _EXT_CONFIG = "COCO-Detection/double_head_ext_rcnn_R_50_FPN_paper_1x.yaml"
+# The same for the rows without FPN: a ResNet of bottlenecks, which C4 has. It is trained below an
+# FPN, too, where it learns sooner than below the mean of RoIs.
+C5_BACKBONE = "backbone_c5"
+# Configs of rows that are not named as they are in Ablations/
+_CONFIGS = {
+    BACKBONE: _EXT_CONFIG,
+    C5_BACKBONE: _EXT_CONFIG,
+    EXT: _EXT_CONFIG,
+    "faster_rcnn_c4": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
+    "faster_rcnn_c5": "COCO-Detection/faster_rcnn_R_50_C5_1x.yaml",
+    "grcn": "COCO-Detection/grcn_R_50_C5_1x.yaml",
+}
 
 
 def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
     """Train one row, score it, and write `output`/`row`/`seed`/result.json.
 
     Args:
-        row: `BACKBONE`, `paper_tables.EXT` or the name of a config in Ablations/.
+        row: a backbone, `paper_tables.EXT`, one of `paper_tables.GRCN` or the name of a config in
+            Ablations/.
         seed: of weights, data order and sampling.
         output: folder of the study; rows need the backbone that was trained there.
         opts: config changes, key and value in turn.
@@ -55,14 +76,12 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
     cfg.defrost()
     cfg.DATASETS.TEST = test_sets
     scores = evaluate(cfg, trainer.model, EXT_MODES if row == EXT else None)
-    if row in BACKBONES:
-        scores["box"] = {metric: scores["box"][metric] for metric in BACKBONE_METRICS}
-    else:
-        scores = {mode: {m: values[m] for m in METRICS} for mode, values in scores.items()}
-    if row == BACKBONE:
+    saved = BACKBONE_METRICS if row in BACKBONES else dict.fromkeys((*METRICS, *GRCN_METRICS))
+    scores = {mode: {m: values[m] for m in saved} for mode, values in scores.items()}
+    if row in (BACKBONE, C5_BACKBONE):
         weights = trainer.model.state_dict()
         kept = {name: value for name, value in weights.items() if not name.startswith("roi_heads.")}
-        torch.save({"model": kept}, output / f"{BACKBONE}.pth")
+        torch.save({"model": kept}, output / f"{row}.pth")
     result = {
         "row": row,
         "seed": seed,
@@ -75,23 +94,40 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
     write_json(folder / RESULT_FILE, result)
 
 
+def backbone_of(row: str) -> str | None:
+    """The run whose weights a row starts from; None: it starts from nothing."""
+    if row in BACKBONES:
+        return None
+    return C5_BACKBONE if row in GRCN else BACKBONE
+
+
 def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> CfgNode:
     """The config of a row at the study's size."""
     # Both heads of Ext learn both tasks, so that the backbone it leaves favours no row.
-    name = {BACKBONE: _EXT_CONFIG, EXT: _EXT_CONFIG}
-    cfg = model_zoo.read_config(model_zoo.get_config_file(name.get(row, f"Ablations/{row}.yaml")))
-    overlay = "Backbones" if row in BACKBONES else "Study"
-    model_zoo.merge_config(cfg, model_zoo.get_config_file(f"Overlay-Shapes-{overlay}.yaml"))
+    cfg = model_zoo.read_config(
+        model_zoo.get_config_file(_CONFIGS.get(row, f"Ablations/{row}.yaml"))
+    )
+    overlays = [
+        "Overlay-Shapes-Backbones.yaml" if row in BACKBONES else "Overlay-Shapes-Study.yaml"
+    ]
+    if row in GRCN:
+        overlays.append("Overlay-Shapes-Study-C5.yaml")
+    for overlay in overlays:
+        model_zoo.merge_config(cfg, model_zoo.get_config_file(overlay))
+    if row == C5_BACKBONE:
+        rows = study_config(GRCN[0], seed, output)
+        rows.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES
+        cfg.MODEL.RESNETS, cfg.INPUT = rows.MODEL.RESNETS, rows.INPUT
     merge_opts(cfg, opts)
     fall_back_to_cpu(cfg)
     cfg.SEED = seed
     cfg.OUTPUT_DIR = str(output / row / str(seed))
-    if row == BACKBONE:
+    if row in (BACKBONE, C5_BACKBONE):
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
         cfg.MODEL.RESNETS.NORM = "BN"
         cfg.SOLVER.MAX_ITER *= BACKBONE_SCHEDULE
-    elif row not in BACKBONES:
-        cfg.MODEL.WEIGHTS = str(output / f"{BACKBONE}.pth")
+    elif backbone := backbone_of(row):
+        cfg.MODEL.WEIGHTS = str(output / f"{backbone}.pth")
     return cfg
 
 

@@ -4,13 +4,14 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from doublehead_d2.checkpoint.convert import find_foreign, read_foreign
 from doublehead_d2.checkpoint.download import download, file_name, hash_in_name
@@ -19,8 +20,13 @@ from doublehead_d2.checkpoint.reading import load_tensors, refuse_code_in_pickle
 from doublehead_d2.checkpoint.settings import differing_settings, idle_norms
 from doublehead_d2.checkpoint.sources import SOURCES
 from doublehead_d2.checkpoint.sources.source import PREFIX
+from doublehead_d2.modeling.siblings import fill_missing
 
 logger = logging.getLogger(__name__)
+
+# Where detectron2's models have the stages of a ResNet: without FPN, below it, and C4 its Conv5
+HOMES = ("backbone", "backbone.bottom_up", "roi_heads")
+STAGES = ("stem", "res2", "res3", "res4", "res5")
 
 
 class _TensorsOnly(Checkpointer):
@@ -42,9 +48,14 @@ class _TensorsOnly(Checkpointer):
         return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        offered = {key.removeprefix("module."): x for key, x in checkpoint["model"].items()}
+        offered, wanted = checkpoint["model"], self.model.state_dict()
+        consume_prefix_in_state_dict_if_present(offered, "module.")
+        # Loading fills what has a sibling, too; here it is seen what came from where.
+        self._origins = _move_stages(offered, wanted)
+        for name, module in self.model.named_modules():
+            if hasattr(module, "siblings"):
+                self._origins |= fill_missing(module, offered, f"{name}." if name else "")
         self._offered = set(offered)
-        wanted = self.model.state_dict()
         _check_finite(self._path, {key: x for key, x in offered.items() if key in wanted})
         return super()._load_model(checkpoint)
 
@@ -138,7 +149,7 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
             )
         self.missing_keys = [key for key in model_keys if key not in taken]
         unused = sorted(self._offered.difference(model_keys))
-        logger.info("%s", _summary(self._path, model_keys, loaded, unused))
+        logger.info("%s", _summary(self._path, model_keys, loaded, unused, self._origins))
         self._warn_of_settings(checkpoint, set(loaded))
         return incompatible
 
@@ -209,12 +220,49 @@ def _check_finite(path: str, tensors: Mapping[str, Any]) -> None:
         )
 
 
-def _summary(path: str, model_keys: list[str], loaded: list[str], unused: list[str]) -> str:
+def _move_stages(offered: dict[str, Any], wanted: Collection[str]) -> dict[str, str]:
+    """Rename, in place, the stages of a ResNet that a file has elsewhere than the model.
+
+    So a C4 model fills one whose Conv5 is in the backbone, a ResNet with FPN one without.
+
+    Args:
+        offered: the file's tensors by name.
+        wanted: the model's names.
+
+    Returns:
+        the old key of each new one.
+    """
+    moved: dict[str, str] = {}
+    for stage in STAGES:
+        places = [f"{home}.{stage}" for home in HOMES]
+        # Of two copies of a stage ("res5", "res5_reg") either may be built.
+        ours = [x for x in places if any(key.startswith((f"{x}.", f"{x}_")) for key in wanted)]
+        theirs = [x for x in places if any(key.startswith(f"{x}.") for key in offered)]
+        if len(ours) != 1 or len(theirs) != 1 or ours == theirs:
+            continue
+        for key in [key for key in offered if key.startswith(f"{theirs[0]}.")]:
+            new = f"{ours[0]}{key.removeprefix(theirs[0])}"
+            offered[new] = offered.pop(key)
+            moved[new] = key
+    return moved
+
+
+def _summary(
+    path: str,
+    model_keys: list[str],
+    loaded: list[str],
+    unused: list[str],
+    origins: Mapping[str, str],
+) -> str:
     """A line for each part of the model: how many of its tensors came from the file."""
     total, found = Counter(map(_part, model_keys)), Counter(map(_part, loaded))
     lines = [f"Loaded from {path}:"]
     for part, count in total.items():
         rest = "" if found[part] == count else ", the rest as initialised"
+        sources = {
+            _part(origins[key]): None for key in loaded if key in origins and _part(key) == part
+        }
+        rest = f", from {', '.join(sources)}{rest}" if sources else rest
         lines.append(f"  {part}: {found[part] or 'none'} of {count} tensors{rest}")
     if unused:
         parts = Counter(map(_part, unused))

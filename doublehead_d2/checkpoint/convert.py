@@ -23,8 +23,8 @@ class ForeignModel(NamedTuple):
     """What a foreign checkpoint was found to be."""
 
     source: str  # a name of `SOURCES`
-    depth: int  # of the ResNet
-    num_classes: int
+    depth: int  # of the ResNet; 0: it has none
+    num_classes: int  # 0: it is no detector
     masks: bool  # whether it has a mask head
 
 
@@ -37,8 +37,8 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], source: str = "auto") -> d
     Args:
         checkpoint: what `torch.load` gave: a state dict, or a dict with one as "state_dict" or
             "model"; keys may begin with "module.".
-        source: a name of `SOURCES`, such as "mmdet", "maskrcnn_benchmark" (the authors' code) or
-            "tsd" (the TSD authors' code), or "auto" to tell by the keys.
+        source: a name of `SOURCES`, such as "mmdet", "maskrcnn_benchmark" (the authors' code),
+            "tsd" (the TSD authors' code) or "torchvision" (VGG16), or "auto" to tell by the keys.
 
     Returns:
         a plain state dict for the matching config of `configs/Imported`; tensors that do not change
@@ -73,7 +73,7 @@ def read_foreign(
         table = [
             r for r in table if r.theirs in state or not re.search(description.optional, r.theirs)
         ]
-    _check_keys(state, table, f"{description.model} R-{depth} of {description.title}")
+    _check_keys(state, table, f"{_title(description, depth)} of {description.title}")
     model = ForeignModel(name, depth, _check_rows(state, description), has_masks)
     _log_conversion(table, model)
     converted = {
@@ -101,16 +101,20 @@ def _check_kind(state: Mapping[str, Tensor], description: Source) -> None:
 
 def _log_conversion(table: list[Rename], model: ForeignModel) -> None:
     dropped = [rename.theirs for rename in table if rename.ours is None]
+    description = SOURCES[model.source]
     logger.info(
-        "Converted %d tensors of a %s R-%d of %s with %d classes; dropped %d: %s",
+        "Converted %d tensors of a %s of %s%s; dropped %d: %s",
         len(table) - len(dropped),
-        SOURCES[model.source].model,
-        model.depth,
-        SOURCES[model.source].title,
-        model.num_classes,
+        _title(description, model.depth),
+        description.title,
+        f" with {model.num_classes} classes" if model.num_classes else "",
         len(dropped),
         ", ".join(dropped),
     )
+
+
+def _title(description: Source, depth: int) -> str:
+    return f"{description.model} R-{depth}" if depth else description.model
 
 
 def find_foreign(checkpoint: Any) -> str | None:
@@ -148,7 +152,9 @@ def _state_dict(checkpoint: Any) -> dict[str, Tensor]:
 
 
 def _depth(state: Collection[str], source: Source) -> int:
-    """Layers of the ResNet, told by the blocks of its fourth stage, res4."""
+    """Layers of the ResNet, told by the blocks of its fourth stage, res4; 0 where there is none."""
+    if source.res4 is None:
+        return 0
     prefix = source.res4
     blocks = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
     last = max((int(block) for block in blocks if block.isdigit()), default=0)
@@ -172,6 +178,8 @@ def _check_keys(state: Collection[str], table: list[Rename], model: str) -> None
 
 def _check_rows(state: Mapping[str, Tensor], source: Source) -> int:
     """Class scores and boxes of one model must be of the same classes; returns how many."""
+    if not source.cls_scores:
+        return 0
     rows = _num_rows(state[f"{source.cls_scores[0]}.weight"])
     classes = rows - source.background_scores
     scores: tuple[int, ...] = (rows,)

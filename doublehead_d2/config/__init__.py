@@ -16,6 +16,7 @@ from doublehead_d2.config.double_head import (
     check_conv_head_config,
     check_doublehead_config,
 )
+from doublehead_d2.config.grcn import check_conv5_config, check_grcn_config, check_map_names
 from doublehead_d2.config.keys import merge_opts
 from doublehead_d2.config.shared import NORMS, check_deformable_convolution
 from doublehead_d2.config.tsd import check_tsd_config
@@ -28,10 +29,13 @@ __all__ = [
     "TRAIN_REG_HEAD_ON",
     "add_doublehead_config",
     "check_config",
+    "check_conv5_config",
     "check_conv_head_config",
     "check_deformable_convolution",
     "check_detnet_config",
     "check_doublehead_config",
+    "check_grcn_config",
+    "check_map_names",
     "check_model",
     "check_tsd_config",
     "check_tta_config",

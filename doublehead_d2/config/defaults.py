@@ -2,10 +2,10 @@
 
 from detectron2.config import CfgNode
 
-from doublehead_d2.config import detnet, double_head, tsd
+from doublehead_d2.config import detnet, double_head, grcn, tsd
 
 # A file each, with `add_keys(cfg)` and `check(cfg)`; a further system is a line here.
-SYSTEMS = (double_head, tsd, detnet)
+SYSTEMS = (double_head, tsd, detnet, grcn)
 
 
 def add_doublehead_config(cfg: CfgNode) -> None:

@@ -4,12 +4,13 @@ import logging
 import os
 
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
 from doublehead_d2.data.coco_gaps import fill_gaps
+from doublehead_d2.evaluation.ap70 import AP70COCOEvaluator, AP70VOCEvaluator
 
 EVALUATOR_TYPES = ("coco", "pascal_voc")
 
@@ -26,10 +27,10 @@ def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type == "pascal_voc":
-        return PascalVOCDetectionEvaluator(dataset_name)
+        return AP70VOCEvaluator(dataset_name)
     if evaluator_type == "coco":
         _drop_converted_annotations(dataset_name, output_folder)
-        evaluator = COCOEvaluator(dataset_name, output_dir=output_folder)
+        evaluator = AP70COCOEvaluator(dataset_name, output_dir=output_folder)
         if filled := fill_gaps(evaluator._coco_api):
             # There may be many evaluations of a data set.
             log_first_n(logging.WARNING, f"Data set '{dataset_name}': {filled}.", key="message")

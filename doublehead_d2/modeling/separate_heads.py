@@ -105,15 +105,16 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
         super()._load_from_state_dict(state_dict, *args)
 
     def predict(
-        self, features: dict[str, Tensor], boxes: list[Boxes], choose: ChooseRoIs | None = None
+        self, features: dict[str, Tensor], boxes: list[Boxes], *args: Any, **kwargs: Any
     ) -> Predictions:
         """Run the heads on the given boxes.
 
         Args:
             features: the backbone's feature maps by name, each N x C x H x W.
             boxes: N elements, Ri boxes each.
-            choose: given what the classification head says, which boxes the regression head is
-                shown, as :meth:`shown_to_reg_head`; by default all.
+            args, kwargs: what a system also looks at, and last `choose`, a `ChooseRoIs`: given
+                what the classification head says, which boxes the regression head is shown, as
+                :meth:`shown_to_reg_head`; by default all.
 
         Returns:
             predictions for the R boxes, image after image.
@@ -125,6 +126,8 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
     ) -> list[Tensor] | None:
         """Which RoIs the regression head is shown: the one answer, in training and in inference.
 
+        In inference those with a class above the test threshold: others have no detection.
+
         Args:
             proposals: N elements; in training with `gt_classes`.
             cls_head: what the classification head says of them.
@@ -132,7 +135,10 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
         Returns:
             N masks of Ri, or None for all.
         """
-        raise NotImplementedError
+        if self.training or not self.lazy_reg_head:
+            return None
+        threshold = self.box_predictor.test_score_thresh
+        return [best > threshold for best in self._best_scores(cls_head, proposals)]
 
     def losses(self, predictions: Predictions, proposals: list[Instances]) -> dict[str, Tensor]:
         """The weighted losses of the box heads, by name.

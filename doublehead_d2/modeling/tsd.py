@@ -165,23 +165,6 @@ class TSDROIHeads(SeparateROIHeads[TSDPredictions]):
             sibling = self.sibling_predictor(self.sibling_head(pooled))
         return TSDPredictions(HeadPredictions(cls_head.scores, deltas), sibling, delta_c, delta_r)
 
-    def shown_to_reg_head(
-        self, proposals: list[Instances], cls_head: HeadPredictions
-    ) -> list[Tensor] | None:
-        """In inference the RoIs with a class above the test threshold: others have no detection.
-
-        Args:
-            proposals: N elements.
-            cls_head: what the classification head says of them.
-
-        Returns:
-            N masks of Ri, or None for all.
-        """
-        if self.training or not self.lazy_reg_head:
-            return None
-        threshold = self.box_predictor.test_score_thresh
-        return [best > threshold for best in self._best_scores(cls_head, proposals)]
-
     def cls_logits(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """R x (K+1) class scores, logits, by the classification head alone.
 

@@ -49,8 +49,11 @@ def _known() -> str:
 
 def _use(record: dict[str, Any]) -> str:
     """What to use a converted file with."""
-    fitting = list(SOURCES[record["source"]].published.values())
+    source = SOURCES[record["source"]]
+    fitting = list(source.published.values())
     if not fitting:
+        if source.config:
+            return f"Use it as MODEL.WEIGHTS with {source.config}."
         return "Converted; no config of the zoo is made for it."
     # Another depth is a key, a mask head has several.
     best = min(fitting, key=lambda p: (p.masks != record["masks"], p.depth != record["depth"]))

@@ -1,10 +1,11 @@
-"""Tables 1 and 3 of the paper, TSD's ablation and DetNet's Table 2, on the shapes_hard data.
+"""The papers' tables on the built-in shapes_hard data: 1 and 3, TSD's, DetNet's and G-RCN's rows.
 
 At a size that a CPU can train. Trains every row once per seed (of Table 3 one Double-Head-Ext), all
 but DetNet's from one ResNet, FPN and RPN that are trained first (in place of ImageNet's weights);
-the ResNet then stays frozen. DetNet and the ResNet beside it are trained from nothing. Scores the
-Ext model with every fusion in one pass, and writes results.json and tables.md. Finished runs are
-kept: it can be stopped and started again.
+the ResNet then stays frozen. Rows without FPN start from a ResNet of their own, frozen up to Conv4.
+DetNet and the ResNet beside it are trained from nothing. Scores the Ext model with every fusion in
+one pass, and writes results.json and tables.md. Finished runs are kept: it can be stopped and
+started again.
 """
 
 import argparse
@@ -18,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from doublehead_d2.analysis import paper_tables
-from doublehead_d2.analysis.study import BACKBONE, RESULT_FILE, run, study_config
+from doublehead_d2.analysis.study import (
+    BACKBONE,
+    C5_BACKBONE,
+    RESULT_FILE,
+    backbone_of,
+    run,
+    study_config,
+)
 from doublehead_d2.config import check_config
 from doublehead_d2.data import check_datasets, write_shapes
 from doublehead_d2.data.shapes.builtin import shapes_root
@@ -29,7 +37,13 @@ MODULE = "doublehead_d2.tools.reproduce_tables"
 SETTINGS_FILE = "settings.json"
 ROWS = list(
     dict.fromkeys(
-        [*paper_tables.TABLE_1, paper_tables.EXT, *paper_tables.TSD, *paper_tables.BACKBONES]
+        [
+            *paper_tables.TABLE_1,
+            paper_tables.EXT,
+            *paper_tables.TSD,
+            *paper_tables.BACKBONES,
+            *paper_tables.GRCN,
+        ]
     )
 )
 
@@ -53,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--jobs must be 1 or more, --seeds 0 or more")
     try:
         # Bad options fail here, not in every run.
-        check_config(study_config(BACKBONE, 0, output, args.opts))
+        # Rows that start from nothing stand for themselves.
+        firsts = dict.fromkeys(backbone_of(row) or row for row in args.rows)
+        for first in firsts:
+            check_config(study_config(first, 0, output, args.opts))
         _keep_settings(output, args.opts)
         try:
             check_datasets(("shapes_hard_train", "shapes_hard_val"))
@@ -63,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
 
-    shared = [row for row in args.rows if row not in paper_tables.BACKBONES]
-    failed = _run_all([(BACKBONE, 0)] if shared else [], output, 1, args.opts)
+    backbones = [(first, 0) for first in firsts if first not in args.rows]
+    failed = _run_all(backbones, output, 1, args.opts)
     if not failed:
         # Seed by seed, so that a study that is stopped early compares equals.
         seeds, rows = dict.fromkeys(args.seeds), dict.fromkeys(args.rows)
@@ -96,20 +113,22 @@ def format_tables(content: Mapping[str, Any]) -> str:
     ext: dict[str, dict[int, dict[str, float]]] = {mode: {} for mode in paper_tables.EXT_MODES}
     tsd: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.TSD}
     backbones: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.BACKBONES}
+    grcn: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.GRCN}
     facts: dict[str, list[str]] = {"options": [" ".join(content["opts"]) or "none"]}
     for result in content["runs"]:
         for mode, scores in result["scores"].items():
             if result["row"] == paper_tables.EXT:
                 ext[mode][result["seed"]] = scores
-            for table in (table_1, tsd, backbones):
+            for table in (table_1, tsd, backbones, grcn):
                 if result["row"] in table:
                     table[result["row"]][result["seed"]] = scores
-        name = "iterations of the backbone" if result["row"] == BACKBONE else "iterations of a row"
+        is_backbone = result["row"] in (BACKBONE, C5_BACKBONE)
+        name = "iterations of the backbone" if is_backbone else "iterations of a row"
         for key, value in {**result["environment"], name: str(result["iterations"])}.items():
             facts.setdefault(key, []).append(value)
     # Where runs differ, all that they were made with
     lines = [f"- {key}: {'; '.join(dict.fromkeys(found))}\n" for key, found in facts.items()]
-    return paper_tables.report(table_1, ext, tsd, backbones) + "\n" + "".join(lines)
+    return paper_tables.report(table_1, ext, tsd, backbones, grcn) + "\n" + "".join(lines)
 
 
 def _keep_settings(output: Path, opts: Sequence[str]) -> None:

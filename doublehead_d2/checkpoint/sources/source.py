@@ -40,8 +40,10 @@ class Source(NamedTuple):
     model: str  # the system that is converted, for people
     mark: str  # beginning of keys that only its models have
     model_mark: str  # beginning of keys that of its models only that system has
-    res4: str  # what stands before the number of a block in the keys of its ResNet's res4
-    cls_scores: tuple[str, ...]  # layers with a row a class, and one of background
+    # what stands before the number of a block in the keys of its ResNet's res4; None: it has none
+    res4: str | None
+    # layers with a row a class, and one of background; none where it has no such layer
+    cls_scores: tuple[str, ...]
     box_deltas: tuple[str, ...]  # layers with 4 rows a class
     background_boxes: int  # how many of the classes with boxes are background
     agnostic_rows: int | None  # of box_deltas if the same for all classes; None: never the same
@@ -57,3 +59,4 @@ class Source(NamedTuple):
     optional: str | None = None
     # how its backbones were trained, for a warning where a model is set otherwise
     settings: Settings | None = None
+    config: str | None = None  # name in the zoo, where no published model says it
