@@ -250,7 +250,7 @@ def test_long_lists_are_shortened() -> None:
         (
             {"conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(1)},
             r"from none of the known sources: mmdetection \(roi_head.bbox_head\.\*\); .*the TSD "
-            r"authors' code \(mmdetection 1\) \(bbox_head\.\*\); "
+            r"authors' code \(mmdetection 1\) \(bbox_head\.\*\); torchvision \(features\.\*\); "
             r"found 2 keys: conv1.\* \(1\), fc.\* \(1\)",
         ),
         (
