@@ -608,6 +608,26 @@ def test_docs_have_the_recorded_training(benchmarks: str) -> None:
         assert f"| {' | '.join(cells)} |" in benchmarks, name
 
 
+def test_docs_have_the_recorded_tsd_and_detnet(benchmarks: str) -> None:
+    inference, training = recorded("tsd_detnet_cpu"), recorded("tsd_detnet_training_cpu")
+    assert f"{inference['hardware']}; {inference['versions']}" in benchmarks
+    tasks = inference["runs"][0]["results"], training["runs"][0]["results"]
+    for name in tasks[0]:
+        cells = []
+        for result in (task.get(name) for task in tasks):
+            cells += (
+                [
+                    f"{result['gmacs']:.0f}",
+                    f"{result['peak_mib']:.0f} ({result['memory_ratio']:.2f})",
+                    f"{result['seconds']:.{2 if result is tasks[0].get(name) else 1}f} "
+                    f"({result['ratio']:.2f})",
+                ]
+                if result
+                else ["–"] * 3
+            )
+        assert f"| {' | '.join(cells)} |" in benchmarks, name
+
+
 def test_docs_have_the_recorded_ways(benchmarks: str) -> None:
     kept, released = recorded("conv_head_cpu"), recorded("conv_head_cpu_1000")
     assert (kept["keeps_freed_memory"], released["keeps_freed_memory"]) == (True, False)

@@ -250,8 +250,9 @@ def test_long_lists_are_shortened() -> None:
         (
             {"conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(1)},
             r"from none of the known sources: mmdetection \(roi_head.bbox_head\.\*\); .*the TSD "
-            r"authors' code \(mmdetection 1\) \(bbox_head\.\*\); DetNet_pytorch \(layer5\.\*\); "
-            r"build_detnet_classifier \(res6\.\*\); found 2 keys: conv1.\* \(1\), fc.\* \(1\)",
+            r"authors' code \(mmdetection 1\) \(bbox_head\.\*\); torchvision \(features\.\*\); "
+            r"DetNet_pytorch \(layer5\.\*\); build_detnet_classifier \(res6\.\*\); "
+            r"found 2 keys: conv1.\* \(1\), fc.\* \(1\)",
         ),
         (
             {"backbone.bottom_up.stem.conv1.weight": torch.zeros(1)},

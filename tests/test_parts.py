@@ -108,7 +108,9 @@ def test_parts_left_out_are_refused() -> None:
 
 
 def test_heads_that_cannot_be_asked_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"NAME is 'Linear'; allowed: 'StandardROIHeads', or"):
+    with pytest.raises(
+        ValueError, match=r"NAME is 'Linear'; allowed: 'StandardROIHeads', 'Res5ROIHeads', or"
+    ):
         ask(nn.Linear(1, 1))
 
 
