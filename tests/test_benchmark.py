@@ -14,7 +14,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import ROIAlign
 from detectron2.modeling import build_model
-from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
 
 from conftest import REPOSITORY
 from doublehead_d2 import model_zoo
@@ -34,6 +34,7 @@ from doublehead_d2.benchmark.variants import (
 from doublehead_d2.modeling import (
     DoubleHeadConvHead,
     DoubleHeadROIHeads,
+    GRCNROIHeads,
     StandardROIHeadsByLevel,
     TSDROIHeads,
 )
@@ -68,6 +69,13 @@ SEEN = {
     "double_head_tsd": 30,
     "faster_rcnn_r101": 0,
     "detnet": 0,
+    "c4": 0,
+    "c5": 0,
+    "grcn": 30,
+    "grcn_all_rois": 100,
+    "dc5": 0,
+    "vgg16": 0,
+    "grcn_vgg16": 30,
 }
 
 
@@ -147,6 +155,10 @@ def test_variants_are_what_they_are_called() -> None:
     }
     assert type(tsd["double_head_tsd"].reg_head) is DoubleHeadConvHead
     assert type(heads["detnet"]) is StandardROIHeadsByLevel
+    grcn = {name: x.lazy_reg_head for name, x in heads.items() if isinstance(x, GRCNROIHeads)}
+    assert grcn == {"grcn": True, "grcn_all_rois": False, "grcn_vgg16": True}
+    stock = {name: type(heads[name]) for name in ("c4", "c5", "dc5", "vgg16")}
+    assert stock == {"c4": Res5ROIHeads, **dict.fromkeys(("c5", "dc5", "vgg16"), StandardROIHeads)}
 
 
 def test_plain_variants_detect_the_same() -> None:
@@ -220,6 +232,16 @@ def test_seconds_on_a_gpu_are_those_of_its_events(monkeypatch: pytest.MonkeyPatc
     assert seconds_of(lambda: log.append("run"), torch.device("cuda:1")) == 1.5
     waits = "wait for the stream", "wait for the event"
     assert log == [waits[0], "record", "run", "record", waits[1]]
+
+
+def test_dc5_is_detectron2s_of_the_zoo() -> None:
+    """Parameters and multiply-adds of the facts, by the model of detectron2's config."""
+    variant = VARIANTS["dc5"]
+    cfg = model_zoo.get_config(variant.config)
+    cfg.merge_from_list(list(variant.opts))
+    counts = model_complexity(cfg)
+    assert counts["parameters"]["total"] == 165_581_468
+    assert counts["flops"]["total"] / 1e9 == pytest.approx(365.6, abs=0.1)
 
 
 def test_training_is_a_step_without_an_update() -> None:

@@ -14,6 +14,7 @@ from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
+from torch import nn
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.benchmark.heads import ask
@@ -43,6 +44,12 @@ _TSD = "COCO-Detection/tsd_rcnn_R_50_FPN_1x.yaml"
 _DOUBLE_HEAD_TSD = "COCO-Detection/double_head_tsd_rcnn_R_50_FPN_1x.yaml"
 _R_101 = "COCO-Detection/faster_rcnn_R_101_FPN_paper_1x.yaml"
 _DETNET = "COCO-Detection/faster_rcnn_DetNet_59_FPN_1x.yaml"
+_GRCN = "COCO-Detection/grcn_R_50_C5_1x.yaml"
+# detectron2's faster_rcnn_R_50_DC5: as the corrected protocol, with an RPN on Conv5 and a 2-fc head
+_DC5 = (
+    *("MODEL.RESNETS.OUT_FEATURES", ["res5"], "MODEL.RPN.IN_FEATURES", ["res5"]),
+    *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", 2),
+)
 _ALL_ROIS = (f"{_NODE}.LAZY_REG_HEAD", False)
 _FOREGROUND = (f"{_NODE}.TRAIN_REG_HEAD_ON", "foreground")
 _CHECKPOINTS = (f"{_NODE}.CONV_HEAD.USE_ACT_CHECKPOINT", True)
@@ -73,6 +80,14 @@ VARIANTS = {
     "faster_rcnn_r101": Variant(_R_101, tasks=_BOTH),
     # Frozen norms, as the others: what a backbone costs that was trained as a whole
     "detnet": Variant(_DETNET, ("MODEL.DETNET.NORM", "FrozenBN"), _BOTH),
+    # Without FPN: C4, Conv5 in the backbone (corrected), twice (G-RCN), and detectron2's DC5
+    "c4": Variant("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", tasks=_BOTH),
+    "c5": Variant("COCO-Detection/faster_rcnn_R_50_C5_1x.yaml", tasks=_BOTH),
+    "grcn": Variant(_GRCN, tasks=_BOTH),
+    "grcn_all_rois": Variant(_GRCN, ("MODEL.ROI_GRCN.LAZY_REG_HEAD", False)),
+    "dc5": Variant("COCO-Detection/faster_rcnn_R_50_C5_1x.yaml", _DC5, _BOTH),
+    "vgg16": Variant("COCO-Detection/faster_rcnn_VGG_16_1x.yaml", tasks=_BOTH),
+    "grcn_vgg16": Variant("COCO-Detection/grcn_VGG_16_1x.yaml", tasks=_BOTH),
 }
 # The detectors that are in a trained Double-Head-Ext: its fc-head alone, its fc-head's scores with
 # its conv-head's boxes, and the whole
@@ -114,7 +129,8 @@ def build_variant(name: str, device: str, opts: Sequence[object] = ()) -> Genera
     cfg.MODEL.PIXEL_STD = [60.0, 60.0, 60.0]
     torch.manual_seed(0)
     model = _build(cfg, variant.plain)
-    for module in model.backbone.modules():
+    resnet = [model.backbone, getattr(model.roi_heads, "res5", nn.Identity())]  # C4's Conv5
+    for module in (module for part in resnet for module in part.modules()):
         if isinstance(module, BottleneckBlock):
             module.conv3.norm.weight.fill_(0.2)
     return model
