@@ -97,7 +97,7 @@ def draw_map(image: np.ndarray, activity: np.ndarray, stride: int) -> np.ndarray
 
     Args:
         image: BGR, H x W x 3 uint8.
-        activity: h x w, any scale; the lowest is drawn dark blue, the highest red. What of its
+        activity: h x w, any scale; the lowest is drawn black, the highest pale yellow. What of its
             cells lies beyond the image is cut off; where they end before it, the last go on.
         stride: pixels a cell.
 
@@ -107,11 +107,11 @@ def draw_map(image: np.ndarray, activity: np.ndarray, stride: int) -> np.ndarray
     height, width = image.shape[:2]
     low, high = float(activity.min()), float(activity.max())
     scaled = np.round(255 * (activity - low) / max(high - low, 1e-12)).astype(np.uint8)
-    colors = cv2.applyColorMap(scaled, cv2.COLORMAP_JET)
+    colors = cv2.applyColorMap(scaled, cv2.COLORMAP_INFERNO)
     colors = colors.repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]
     rows, columns = height - colors.shape[0], width - colors.shape[1]
     colors = np.pad(colors, [(0, rows), (0, columns), (0, 0)], mode="edge")
-    return _finish(_visualizer(cv2.addWeighted(image, 0.5, colors, 0.5, 0), Metadata()).output)
+    return _finish(_visualizer(cv2.addWeighted(image, 0.4, colors, 0.6, 0), Metadata()).output)
 
 
 def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:

@@ -3,8 +3,8 @@
     python -m doublehead_d2.tools.feature_maps --config-file CONFIG --input image.jpg
 
 draws each image and, beside it, a picture for every map of every head: how active its cells are,
-blue little, red much (the norm over channels). Heads that pool from one map show it once each. Of
-G-RCN's two Conv5 one sees at a glance which stride each task has.
+black little, yellow much (the norm over channels). Heads that pool from one map show it once each.
+Of G-RCN's two Conv5 one sees at a glance which stride each task has.
 """
 
 import argparse
