@@ -366,6 +366,7 @@ def test_too_many_proposals_are_refused() -> None:
         prepare(model, random_inputs(setting), setting)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False])
 def test_tool_prints_and_writes(kept: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "new" / "results.json"
@@ -459,6 +460,7 @@ def images(tmp_path: Path) -> Iterator[None]:
     MetadataCatalog.remove("benchmark_shapes")
 
 
+@pytest.mark.slow
 def test_detectors_of_a_trained_model_have_its_weights(trained: Path) -> None:
     cfg = model_zoo.read_config(trained)
     # What the trained model is set to, which must not slow or speed up others
@@ -478,6 +480,7 @@ def test_detectors_of_a_trained_model_have_its_weights(trained: Path) -> None:
     assert build_trained("ext_floor", cfg).roi_heads.score_floor == 0.02
 
 
+@pytest.mark.slow
 def test_tool_measures_a_trained_model(
     trained: Path,
     images: None,

@@ -73,6 +73,7 @@ def test_original_file_in_the_zoo(source: str, tmp_path: Path) -> None:
     torch.testing.assert_close(dict(model.state_dict()), converted(source), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_published_weights_of_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     name = "Imported/official_double_head_ext_rcnn_R_50_FPN_1x.yaml"
@@ -303,6 +304,7 @@ OWN_CONVENTIONS = [  # as COCO-Detection/double_head_ext_rcnn_R_50_FPN_1x.yaml
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "opts"),
     [("mmdet", []), ("official", []), ("official", OWN_CONVENTIONS)],

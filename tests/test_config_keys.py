@@ -104,6 +104,7 @@ def test_files_whose_keys_or_values_are_none(text: str, message: str, tmp_path: 
     assert str(error.value).startswith(f"'{path}': ") and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_every_key_that_lacks_a_letter_is_named() -> None:
     cfg = default_cfg()
     missed = [key for key in leaves(cfg) if key not in nearest_keys(cfg, key[:-3] + key[-2:])]

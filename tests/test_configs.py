@@ -72,7 +72,19 @@ def expected_losses(name: str, cfg: CfgNode) -> set[str]:
 LOSSES: dict[str, set[str]] = {}  # by model: configs of several schedules share one
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if "dconv" not in name])
+def is_fast(name: str) -> bool:
+    """Configs that between them have every system and every head."""
+    return not (name.startswith(("Ablations/", "COCO-Keypoints/", "PascalVOC")) or "VGG" in name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if is_fast(name) else pytest.mark.slow)
+        for name in CONFIGS
+        if "dconv" not in name
+    ],
+)
 def test_config_trains_a_step_and_detects(name: str) -> None:
     cfg = model_zoo.get_config(name)
     key = model_of(cfg)

@@ -113,6 +113,7 @@ def test_lazy_detections_are_those_of_all_rois(variant: str, threshold: float) -
         assert seen[:2] == [sum(counts), 0 if variant == "boxes of the fc-head" else survivors]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_lazy_detections_are_those_of_all_rois_in_random_models() -> None:
     """Everything that changes what is scored, boxed or kept is drawn at random."""

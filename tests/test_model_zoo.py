@@ -185,6 +185,7 @@ def as_read(text: str) -> Any:
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
+@pytest.mark.slow
 def test_every_config_and_what_is_dumped_of_it_loads(tmp_path: Path) -> None:
     """Tuples, anchors and aliases are plain YAML."""
     for name in model_zoo.list_configs():

@@ -41,6 +41,7 @@ def test_the_example_of_the_documents_runs(tool: str, trained: Path, shapes: Pat
     assert run.stdout
 
 
+@pytest.mark.slow
 def test_heads_are_known_once_the_package_is_imported() -> None:
     code = "from detectron2.modeling import ROI_HEADS_REGISTRY as heads\n"
     code += "assert 'DoubleHeadROIHeads' not in heads\n"
