@@ -18,6 +18,7 @@ from doublehead_d2.tools import options
 FAST = [way for way in WAYS if way not in ("compiled", "float16")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", conv_head.LAYOUTS)
 def test_ways_agree_up_to_rounding(layout: str) -> None:
     # Of half precision two RoIs, which take some CPUs as long as twenty of the others.

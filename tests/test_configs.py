@@ -364,12 +364,15 @@ def test_baselines_of_grcn_have_one_conv5(backbone: str, section: str) -> None:
 
 
 def test_tiny_models_without_fpn_start_from_one_resnet() -> None:
-    start = model_zoo.get_config("Shapes-Detection/single_fc_rcnn_R_50_tiny.yaml")
+    start = model_zoo.get_config("Shapes-Detection/faster_rcnn_dc5_tiny.yaml")
+    assert start.MODEL.WEIGHTS == ""
     for name in ("grcn", "faster_rcnn_c5", "faster_rcnn_c4"):
         cfg = model_zoo.get_config(f"Shapes-Detection/{name}_tiny.yaml")
         assert f"{start.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS
         assert cfg.MODEL.RESNETS.DEPTH == 50 and 4 * cfg.MODEL.RESNETS.WIDTH_PER_GROUP <= 64
-        for node in (cfg, start):
-            node.MODEL.RESNETS.OUT_FEATURES = []
-        assert start.MODEL.RESNETS == cfg.MODEL.RESNETS
-        assert start.INPUT == cfg.INPUT
+        # The fc-head's predictor must not be taken for that of the mean.
+        assert 8 * cfg.MODEL.RESNETS.RES2_OUT_CHANNELS != start.MODEL.ROI_BOX_HEAD.FC_DIM
+        outputs = cfg.MODEL.RESNETS.OUT_FEATURES
+        cfg.MODEL.RESNETS.OUT_FEATURES = start.MODEL.RESNETS.OUT_FEATURES
+        assert start.MODEL.RESNETS == cfg.MODEL.RESNETS and outputs[0] == "res4"
+        assert (start.INPUT, start.MODEL.RPN) == (cfg.INPUT, cfg.MODEL.RPN)

@@ -102,6 +102,7 @@ def test_no_readable_image_leaves_an_empty_list(weights: str, images: list[str])
     assert entries() == []
 
 
+@pytest.mark.slow
 def test_what_is_not_shown_is_counted(
     weights: str, images: list[str], capsys: pytest.CaptureFixture
 ) -> None:
