@@ -8,6 +8,8 @@ from pathlib import Path
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from doublehead_d2.evaluation.ap70 import ap_at
+
 
 def ap_by_iou(annotations: str | Path, detections: str | Path) -> dict[str, float]:
     """AP in percent, over all sizes, by IoU.
@@ -26,10 +28,4 @@ def ap_by_iou(annotations: str | Path, detections: str | Path) -> dict[str, floa
         evaluation = COCOeval(truth, result, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoUs x recalls x classes
-    return {
-        f"AP{round(100 * iou)}": float(100 * at_iou[at_iou > -1].mean())
-        if (at_iou > -1).any()
-        else float("nan")
-        for iou, at_iou in zip(evaluation.params.iouThrs, precision, strict=True)
-    }
+    return {f"AP{round(100 * iou)}": ap_at(evaluation, iou) for iou in evaluation.params.iouThrs}

@@ -25,6 +25,20 @@ def with_ap70(metrics: dict[str, float], ap70: float) -> dict[str, float]:
     return ordered | {n: metrics[n] for n in names[place:]}
 
 
+def ap_at(coco_eval: Any, iou: float) -> float:
+    """COCO's AP in percent at one IoU, over all sizes; NaN where there is no object.
+
+    Args:
+        coco_eval: a `COCOeval` that has accumulated.
+        iou: one of its `params.iouThrs`.
+    """
+    (index,) = np.flatnonzero(np.isclose(coco_eval.params.iouThrs, iou))
+    # IoU, recall, class, area (0: all), number of detections (-1: most)
+    precisions = coco_eval.eval["precision"][index, :, :, 0, -1]
+    known = precisions[precisions > -1]  # -1: a class without objects
+    return float(100 * known.mean()) if known.size else float("nan")
+
+
 class AP70COCOEvaluator(COCOEvaluator):
     """`COCOEvaluator` with "AP70" of every task."""
 
@@ -34,11 +48,7 @@ class AP70COCOEvaluator(COCOEvaluator):
         metrics = super()._derive_coco_results(coco_eval, iou_type, class_names)
         ap70 = float("nan")
         if coco_eval is not None:
-            (index,) = np.flatnonzero(np.isclose(coco_eval.params.iouThrs, IOU))
-            # IoU, recall, class, area (0: all), number of detections (-1: most)
-            precisions = coco_eval.eval["precision"][index, :, :, 0, -1]
-            known = precisions[precisions > -1]  # -1: a class without objects
-            ap70 = float(100 * known.mean()) if known.size else float("nan")
+            ap70 = ap_at(coco_eval, IOU)
             self._logger.info("AP70 of %s: %.3f", iou_type, ap70)
         return with_ap70(metrics, ap70)
 
