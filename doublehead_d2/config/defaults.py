@@ -17,6 +17,13 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # of its data set, so that a saved config carries the names to where the data set is not.
     cfg.DATASETS.CLASS_NAMES = []
 
+    # Data sets of the user's own, by name: a text, "coco:ANNOTATIONS.json:IMAGES",
+    # "voc:FOLDER:SPLIT" or "yolo:data.yaml:SPLIT", or a mapping {layout, annotations, images,
+    # folder, split, classes, rename, evaluator, year, boxes} of what applies to the layout
+    # (data/entries.py). Relative paths start from the file that states them, then from
+    # $DETECTRON2_DATASETS. DATASETS.TRAIN and TEST name them as they do detectron2's own.
+    cfg.DATASETS.REGISTER = CfgNode(new_allowed=True)
+
     # How images are resized to INPUT.MIN_SIZE_* and MAX_SIZE_*: as detectron2 does, or, for
     # published models, as "mmdet" (OpenCV) or "maskrcnn_benchmark" (truncated size) does. Honoured
     # by train_net.py and inference.Predictor; DefaultPredictor and test-time augmentation keep

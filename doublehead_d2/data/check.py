@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from doublehead_d2.data.registration import own_dataset
 from doublehead_d2.data.shapes.builtin import datasets_root
 
 
@@ -26,12 +27,17 @@ def check_datasets(names: Sequence[str]) -> None:
     for name in [names] if isinstance(names, str) else names:
         if name not in DatasetCatalog:
             raise ValueError(_unknown(name))
-        metadata = MetadataCatalog.get(name)
-        for path, is_folder in _required(metadata):
+        metadata, own = MetadataCatalog.get(name), own_dataset(name)
+        for path, is_folder in own.required() if own else _required(metadata):
             exists = PathManager.isdir if is_folder else PathManager.isfile
             if not exists(path):
                 kind = "folder" if is_folder else "file"
-                raise FileNotFoundError(_missing(name, kind, path, metadata))
+                places = own.looked_at.get(path, [path]) if own else []
+                raise FileNotFoundError(
+                    _missing_own(name, kind, places)
+                    if own
+                    else _missing(name, kind, path, metadata)
+                )
 
 
 def _unknown(name: str) -> str:
@@ -71,6 +77,20 @@ def _missing(name: str, kind: str, path: str, metadata: Metadata) -> str:
     if command := metadata.get("written_by", None):
         lines.append(f"This command writes it: {command}")
     return "\n".join(lines)
+
+
+def _missing_own(name: str, kind: str, places: Sequence[str]) -> str:
+    value = os.getenv("DETECTRON2_DATASETS")
+    root = (
+        f"is {value!r}"
+        if value
+        else f"is not set, which means ./datasets, here {os.path.abspath(datasets_root())}"
+    )
+    return (
+        f"Data set {name!r}: there is no {kind} {' or '.join(places)}. These places were looked "
+        "at: relative paths start from the config file, on a command line from the working "
+        f"directory, and then from DETECTRON2_DATASETS, which {root}."
+    )
 
 
 def _tree(metadata: Metadata, root: str) -> str:

@@ -35,7 +35,11 @@ def inspect_coco_file(where: str, metadata: Metadata, use: Use) -> Contents:
     Raises:
         ValueError: names the first faults: the record, its value and what is allowed.
     """
-    data = read_annotation_file(metadata.json_file)
+    return inspect_coco(where, read_annotation_file(metadata.json_file), metadata, use)
+
+
+def inspect_coco(where: str, data: Record, metadata: Metadata, use: Use) -> Contents:
+    """As :func:`inspect_coco_file`, of what a file holds."""
     faults = Faults(where)
     _check_lists(data, use, faults)
     faults.refuse()

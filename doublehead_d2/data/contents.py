@@ -5,6 +5,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from doublehead_d2.data.coco_file import inspect_coco_file
 from doublehead_d2.data.findings import Contents, Faults, Use
 from doublehead_d2.data.image_files import inspect_images
+from doublehead_d2.data.layouts.dataset import OwnDataset
 from doublehead_d2.data.records import inspect_records
 from doublehead_d2.data.voc_files import inspect_voc_files
 
@@ -32,8 +33,11 @@ def inspect_dataset(name: str, use: Use) -> Contents:
     """
     metadata = MetadataCatalog.get(name)
     where = f"Data set '{name}'" + _place(metadata)
-    loader = getattr(DatasetCatalog[name], "__module__", "")
-    if loader in LOADERS:
+    dataset = DatasetCatalog[name]
+    loader = getattr(dataset, "__module__", "")
+    if isinstance(dataset, OwnDataset):
+        contents = dataset.inspect(where, use)
+    elif loader in LOADERS:
         contents = LOADERS[loader](where, metadata, use)
     elif loader.startswith("detectron2."):  # data sets of others, which take minutes to load
         contents = Contents(list(metadata.get("thing_classes", [])), objects=None)
@@ -54,5 +58,7 @@ def inspect_dataset(name: str, use: Use) -> Contents:
 
 
 def _place(metadata: Metadata) -> str:
-    place = metadata.get("json_file") or metadata.get("dirname")
+    place = next(
+        (x for key in ("json_file", "dirname", "data_file") if (x := metadata.get(key))), ""
+    )
     return f" ({place})" if place else ""

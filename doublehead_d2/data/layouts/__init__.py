@@ -1,0 +1,1 @@
+"""Data sets that DATASETS.REGISTER names: a layout a file, and what they share."""
