@@ -22,8 +22,9 @@ from doublehead_d2.config import (
     check_model,
     fall_back_to_cpu,
 )
-from doublehead_d2.config.keys import explain, one_name_allowed, value_at
+from doublehead_d2.config.keys import explain, one_name_allowed, stating_folders, value_at
 from doublehead_d2.config.shared import check_device
+from doublehead_d2.data.registration import register_datasets
 
 # What a first try is made with, for those who have named no config.
 FIRST = (
@@ -81,7 +82,8 @@ def get_config(name_or_path: str, trained: bool = False) -> CfgNode:
     """A config of the zoo, or one from a file such as the config.yaml that training leaves.
 
     Class names that the config carries (DATASETS.CLASS_NAMES) are registered as metadata of its
-    data sets where these are not known, so that predictions are drawn with names. A relative
+    data sets where these are not known, so that predictions are drawn with names, as are the data
+    sets of DATASETS.REGISTER, whose paths become absolute. A relative
     MODEL.WEIGHTS that is not found from here is looked for beside the file.
 
     Args:
@@ -116,6 +118,7 @@ def read_config(path: str) -> CfgNode:
     add_doublehead_config(cfg)
     merge_config(cfg, path)
     _find_weights_beside(cfg, path)
+    _register_datasets(cfg, path)
     _register_class_names(cfg, path)
     return cfg
 
@@ -241,6 +244,15 @@ def _find_weights_beside(cfg: CfgNode, path: str) -> None:
     beside = os.path.join(os.path.dirname(os.path.abspath(path)), os.path.basename(weights))
     if os.path.isfile(beside):
         cfg.MODEL.WEIGHTS = beside
+
+
+def _register_datasets(cfg: CfgNode, path: str) -> None:
+    register = cfg.DATASETS.REGISTER
+    folders = stating_folders(path) if register else {}
+    for name in list(register):
+        one = {name: register[name]}
+        register_datasets(one, folders.get(str(name), os.path.dirname(os.path.abspath(path))))
+        register[name] = one[name]
 
 
 def _register_class_names(cfg: CfgNode, path: str) -> None:

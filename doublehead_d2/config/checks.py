@@ -31,7 +31,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
     Raises:
         ValueError, FileNotFoundError: names the key, its value and what is allowed.
     """
-    check_model(cfg)
+    check_model(cfg, classes_from_data=True)
     check_evaluation(cfg)
     check_proposals(cfg, ("TEST",) if eval_only else ("TRAIN", "TEST"))
     check_between("DATALOADER.NUM_WORKERS", cfg.DATALOADER.NUM_WORKERS, 0)
@@ -41,8 +41,12 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
         check_positive("SOLVER.CHECKPOINT_PERIOD", cfg.SOLVER.CHECKPOINT_PERIOD)
 
 
-def check_model(cfg: CfgNode) -> None:
+def check_model(cfg: CfgNode, *, classes_from_data: bool = False) -> None:
     """Refuse what no model can be built from, or no image be resized by.
+
+    Args:
+        cfg: a config.
+        classes_from_data: the number of classes may still be 0, as many as the data has.
 
     Raises:
         ValueError: names the key, its value and what is allowed.
@@ -54,10 +58,30 @@ def check_model(cfg: CfgNode) -> None:
         check_positive("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", size)
         for system in SYSTEMS:
             system.check(cfg)
+        check_num_classes(cfg, from_data=classes_from_data)
     if not falls_back_to_cpu(cfg.MODEL.DEVICE):
         check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
     check_deformable_convolution(cfg)
     check_word("INPUT.RESIZE_RULE", cfg.INPUT.RESIZE_RULE, RESIZE_RULES)
+
+
+def check_num_classes(cfg: CfgNode, *, from_data: bool = False) -> None:
+    """Refuse a number of classes below 0, and 0 where no data says how many there are.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if count < 0:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {count}; allowed: 0 (as the data) or more"
+        )
+    if not count and not from_data:
+        raise ValueError(
+            "MODEL.ROI_HEADS.NUM_CLASSES is 0, as many as the data has, and no data is asked here; "
+            "allowed: a number, such as the config.yaml has that a training leaves "
+            "(engine.complete_config fills it in)"
+        )
 
 
 def check_evaluation(cfg: CfgNode) -> None:

@@ -2,11 +2,14 @@
 
 import contextlib
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
 
 # Keys of several names, for which one name may stand alone.
 NAMES = ("TRAIN", "TEST", "PROPOSAL_FILES_TRAIN", "PROPOSAL_FILES_TEST")
@@ -57,6 +60,26 @@ def one_name_allowed(cfg: CfgNode) -> Iterator[None]:
     for key, value in given.items():
         if value is not None:
             cfg.DATASETS[key] = _names(f"DATASETS.{key}", value)
+
+
+def stating_folders(path: str) -> dict[str, str]:
+    """The folder of the file, of a `_BASE_` chain, that states each entry of DATASETS.REGISTER.
+
+    Args:
+        path: a YAML file that has been merged into a config.
+    """
+    with PathManager.open(path) as f:
+        content: Any = yaml.safe_load(f)
+    bases = content.get("_BASE_") or []
+    found: dict[str, str] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        # As fvcore finds them; joining leaves nothing but an absolute path.
+        base = os.path.expanduser(base)
+        found |= stating_folders(
+            base if "://" in base else os.path.join(os.path.dirname(path), base)
+        )
+    register = (content.get("DATASETS") or {}).get("REGISTER") or {}
+    return found | dict.fromkeys(map(str, register), os.path.dirname(os.path.abspath(path)))
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

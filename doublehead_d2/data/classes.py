@@ -45,13 +45,16 @@ def check_not_empty(datasets: Sequence[str]) -> None:
 def check_number(dataset: str, names: Sequence[str], num_classes: int) -> None:
     """Refuse another number of classes than the model's; no names are not known ones.
 
+    A model with 0 classes takes as many as there are.
+
     Raises:
         ValueError: names the key, the data set and its classes.
     """
-    if names and len(names) != num_classes:
+    if names and num_classes and len(names) != num_classes:
         raise ValueError(
             f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but data set '{dataset}' has "
-            f"{len(names)} classes: {', '.join(names)}"
+            f"{len(names)} classes: {', '.join(names)}; allowed: MODEL.ROI_HEADS.NUM_CLASSES "
+            f"{len(names)}, or 0, which takes as many as the data has"
         )
 
 
@@ -69,11 +72,20 @@ def compare_classes(ours: Named, theirs: Named) -> str:
         return ""
     lists = f"{ours.owner} has the classes {ours.names}, {theirs.owner} has {theirs.names}"
     if len(ours.names) != len(theirs.names):
-        raise ValueError(f"{lists}; allowed: the same classes in the same order")
+        raise ValueError(
+            f"{lists}; allowed: the same classes in the same order{_way_out(ours, theirs)}"
+        )
     pairs = [(a, b) for a, b in zip(ours.names, theirs.names, strict=True) if a != b]
     if any(a in theirs.names or b in ours.names for a, b in pairs):
         raise ValueError(
             f"{lists}: the order differs, and classes are compared by their place in it; allowed: "
-            "the same order (COCO files are ordered by category id)"
+            f"the same order (COCO files are ordered by category id){_way_out(ours, theirs)}"
         )
     return f"{lists}; those at the same place are taken as the same."
+
+
+def _way_out(ours: Named, theirs: Named) -> str:
+    """The line of an entry of DATASETS.REGISTER that gives both the same classes."""
+    union = list(dict.fromkeys([*theirs.names, *ours.names]))
+    whose = "the entry" if union == theirs.names else "both entries"
+    return f". In DATASETS.REGISTER the line `classes: [{', '.join(union)}]` in {whose} does it"

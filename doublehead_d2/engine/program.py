@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.engine import default_argument_parser
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from doublehead_d2.data.registration import HELP
 from doublehead_d2.engine.interrupts import interruptible
 from doublehead_d2.engine.launch import launch
 from doublehead_d2.engine.train import main
@@ -22,8 +23,9 @@ class MistakeError(Exception):
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """detectron2's options, and --traceback."""
+    """detectron2's options, --dataset and --traceback."""
     parser = default_argument_parser()
+    parser.add_argument("--dataset", action="append", metavar="NAME=TEXT", help=HELP)
     parser.add_argument(
         "--traceback", action="store_true", help="show where in the code a mistake was noticed"
     )

@@ -1,5 +1,6 @@
 """The data sets of a run: what is in them, and the order of their classes."""
 
+import logging
 import os
 from typing import Any
 
@@ -11,6 +12,9 @@ from detectron2.utils.file_io import PathManager
 from doublehead_d2.data.classes import Named, check_number, compare_classes
 from doublehead_d2.data.contents import inspect_dataset
 from doublehead_d2.data.findings import Contents, Use
+from doublehead_d2.evaluation.build import check_evaluator
+
+logger = logging.getLogger(__name__)
 
 
 def check_data(cfg: CfgNode, *, eval_only: bool, resume: bool) -> list[str]:
@@ -29,6 +33,8 @@ def check_data(cfg: CfgNode, *, eval_only: bool, resume: bool) -> list[str]:
     """
     train = [] if eval_only else list(cfg.DATASETS.TRAIN)
     test = list(cfg.DATASETS.TEST)
+    for name in test:
+        check_evaluator(name)
     contents = {
         name: inspect_dataset(name, _use(cfg, name, name in train, name in test))
         for name in dict.fromkeys(train + test)
@@ -82,11 +88,55 @@ def _check_classes(
         differences = [note for other in reference if (note := compare_classes(named, other))]
         if differences and name in train and name != train[0]:
             # detectron2 mixes no data sets of other names, and would not say which they are.
-            raise ValueError(f"{differences[-1]} Allowed in DATASETS.TRAIN: the same names.")
+            raise ValueError(
+                f"{differences[-1]} Allowed in DATASETS.TRAIN: the same names"
+                f"{_renaming(found.classes, reference[-1].names)}."
+            )
         notes += differences
         if name in train and len(reference) == len(carried):
             reference.append(named)
     return notes
+
+
+def _renaming(theirs: list[str], ours: list[str]) -> str:
+    """The line of an entry that gives a data set the names of another."""
+    pairs = ", ".join(f"{a}: {b}" for a, b in zip(theirs, ours, strict=True) if a != b)
+    return f", as the line `rename: {{{pairs}}}` in its entry of DATASETS.REGISTER gives them"
+
+
+def infer_num_classes(cfg: CfgNode, *, eval_only: bool) -> None:
+    """Set MODEL.ROI_HEADS.NUM_CLASSES to the number of classes that there are, and say whose it is.
+
+    Args:
+        cfg: a config whose data sets :func:`check_data` has seen; for a training its
+            DATASETS.CLASS_NAMES are those of its data.
+        eval_only: it is for an evaluation, of weights that may say their classes, or else have
+            those of DATASETS.TEST.
+
+    Raises:
+        ValueError: no data set and no config beside the weights names its classes.
+    """
+    if eval_only:
+        known = _carried(cfg, eval_only, resume=False)
+        for name in cfg.DATASETS.TEST:
+            classes = list(MetadataCatalog.get(name).get("thing_classes", []))
+            known.append(Named(f"DATASETS.TEST '{name}'", classes))
+    else:
+        known = [Named("DATASETS.TRAIN", list(cfg.DATASETS.CLASS_NAMES))]
+    known = [named for named in known if named.names]
+    if not known:
+        raise ValueError(
+            "MODEL.ROI_HEADS.NUM_CLASSES is 0, as many as the data has, and the data names no "
+            "classes; allowed: their number"
+        )
+    owner, names = known[0]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
+    logger.info(
+        "MODEL.ROI_HEADS.NUM_CLASSES 0 is %d, the number of classes of %s: %s",
+        len(names),
+        owner,
+        ", ".join(names),
+    )
 
 
 def _carried(cfg: CfgNode, eval_only: bool, resume: bool) -> list[Named]:

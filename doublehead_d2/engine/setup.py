@@ -13,8 +13,9 @@ from doublehead_d2.config import check_config, fall_back_to_cpu, merge_opts
 from doublehead_d2.config.keys import differences
 from doublehead_d2.data.check import check_datasets
 from doublehead_d2.data.classes import check_not_empty, class_names
+from doublehead_d2.data.registration import add_datasets
 from doublehead_d2.engine.log import start_logging
-from doublehead_d2.engine.run_data import check_data
+from doublehead_d2.engine.run_data import check_data, infer_num_classes
 from doublehead_d2.engine.schedule import scale_schedule
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Build the config that `args` ask for and prepare the job as `default_setup` does.
 
     Args:
-        args: what detectron2's `default_argument_parser` gives: `config_file` (a file or a name of
-            the zoo), `opts`, `eval_only`, `resume`.
+        args: what `argument_parser` gives: `config_file` (a file or a name of the zoo), `opts`,
+            `eval_only`, `resume` and, if there is one, `dataset` (NAME=TEXT, several).
 
     Returns:
         the frozen config as :func:`complete_config` gives it.
@@ -43,6 +44,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         path = model_zoo.get_config_file(path)
     cfg = model_zoo.read_config(path)
     as_in_file = cfg.clone()
+    add_datasets(cfg.DATASETS.REGISTER, getattr(args, "dataset", None) or ())
     merge_opts(cfg, args.opts or [])
     resumes = args.resume and "last_checkpoint" in _traces(cfg.OUTPUT_DIR)
     if args.eval_only and not resumes and not cfg.MODEL.WEIGHTS:
@@ -107,16 +109,20 @@ def complete_config(cfg: CfgNode, *, eval_only: bool = False) -> CfgNode:
     Returns:
         a copy: MODEL.DEVICE is there; for a training DATASETS.CLASS_NAMES are those of its data,
         and lr and schedule follow SOLVER.IMS_PER_BATCH (:func:`scale_schedule`), as `Trainer`
-        expects it.
+        expects it. MODEL.ROI_HEADS.NUM_CLASSES 0 becomes the number that the training data has, for
+        an evaluation that of the model's own config, or else of the test data.
 
     Raises:
         ValueError: the model has not as many classes as the data.
     """
     cfg = cfg.clone()
     fall_back_to_cpu(cfg)
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if not eval_only:
-        cfg.DATASETS.CLASS_NAMES = class_names(cfg.DATASETS.TRAIN, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        cfg.DATASETS.CLASS_NAMES = class_names(cfg.DATASETS.TRAIN, count)
         cfg = scale_schedule(cfg)
+    if not count:
+        infer_num_classes(cfg, eval_only=eval_only)
     return cfg
 
 

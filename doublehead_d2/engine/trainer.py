@@ -23,7 +23,7 @@ from torch import nn
 
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.config import check_tta_config
-from doublehead_d2.config.checks import check_batch
+from doublehead_d2.config.checks import check_batch, check_num_classes
 from doublehead_d2.data.naming_mapper import NamingMapper
 from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine.amp import AMPTrainer
@@ -62,6 +62,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         on_cpu = cfg.MODEL.DEVICE == "cpu"
         check_batch(cfg)
+        check_num_classes(cfg)
         _check_scaled(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)

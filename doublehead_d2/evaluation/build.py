@@ -1,7 +1,9 @@
 """Choose the evaluator that the metadata of a data set asks for."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -10,7 +12,11 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
 from doublehead_d2.data.coco_gaps import fill_gaps
+from doublehead_d2.data.layouts.coco import CocoDataset
+from doublehead_d2.data.layouts.voc import VocDataset
+from doublehead_d2.data.registration import own_dataset
 from doublehead_d2.evaluation.ap70 import AP70COCOEvaluator, AP70VOCEvaluator
+from doublehead_d2.evaluation.own_voc import OwnVOCEvaluator
 
 EVALUATOR_TYPES = ("coco", "pascal_voc")
 
@@ -25,31 +31,57 @@ def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
     Raises:
         ValueError: the metadata names no evaluator, or one that is not known here.
     """
-    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if evaluator_type == "pascal_voc":
-        return AP70VOCEvaluator(dataset_name)
-    if evaluator_type == "coco":
-        _drop_converted_annotations(dataset_name, output_folder)
+    check_evaluator(dataset_name)
+    own = own_dataset(dataset_name)
+    if MetadataCatalog.get(dataset_name).evaluator_type == "pascal_voc":
+        is_own = isinstance(own, VocDataset)
+        return OwnVOCEvaluator(dataset_name) if is_own else AP70VOCEvaluator(dataset_name)
+    with _ground_truth(dataset_name, output_folder):
         evaluator = AP70COCOEvaluator(dataset_name, output_dir=output_folder)
-        if filled := fill_gaps(evaluator._coco_api):
-            # There may be many evaluations of a data set.
-            log_first_n(logging.WARNING, f"Data set '{dataset_name}': {filled}.", key="message")
-        return evaluator
-    raise ValueError(
-        f"data set '{dataset_name}' has evaluator_type {evaluator_type!r}; "
-        f"allowed: {', '.join(map(repr, EVALUATOR_TYPES))}. Set it with "
-        f"MetadataCatalog.get('{dataset_name}').evaluator_type = ..."
-    )
+    if filled := fill_gaps(evaluator._coco_api):
+        # There may be many evaluations of a data set.
+        log_first_n(logging.WARNING, f"Data set '{dataset_name}': {filled}.", key="message")
+    return evaluator
 
 
-def _drop_converted_annotations(dataset_name: str, output_folder: str) -> None:
-    """Remove what an earlier run converted from a data set that is not in COCO format.
+def check_evaluator(dataset_name: str) -> None:
+    """Refuse a data set that nobody has said how to score.
 
-    COCOEvaluator keeps the conversion under the data set's name and never looks whether the data
-    is still the same: a changed data set would silently be scored against its old boxes.
+    Raises:
+        ValueError: the metadata name no evaluator, or one that is not known here.
     """
-    if MetadataCatalog.get(dataset_name).get("json_file") is None and comm.is_main_process():
-        converted = os.path.join(output_folder, f"{dataset_name}_coco_format.json")
-        if PathManager.isfile(converted):
-            PathManager.rm(converted)
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type not in EVALUATOR_TYPES:
+        raise ValueError(
+            f"data set '{dataset_name}' has evaluator_type {evaluator_type!r}; "
+            f"allowed: {', '.join(map(repr, EVALUATOR_TYPES))}. Set it with "
+            f"MetadataCatalog.get('{dataset_name}').evaluator_type = ..."
+        )
+
+
+@contextlib.contextmanager
+def _ground_truth(dataset_name: str, output_folder: str) -> Iterator[None]:
+    """While this lasts, what an evaluator is built with are the annotations as they are now.
+
+    COCOEvaluator reads the data set's own file, or, where there is none in COCO's format, converts
+    the data set, keeps that under its name and never looks whether the data is still the same: a
+    changed data set would silently be scored against its old boxes.
+    """
+    metadata, own = MetadataCatalog.get(dataset_name), own_dataset(dataset_name)
+    file = metadata.get("json_file")
+    converts = file is None or (isinstance(own, CocoDataset) and not own.is_in_form())
+    if converts and file is not None:
+        del metadata.json_file
+    converted = os.path.join(output_folder, f"{dataset_name}_coco_format.json")
+    if converts and comm.is_main_process() and PathManager.isfile(converted):
+        PathManager.rm(converted)
     comm.synchronize()
+    try:
+        yield
+    finally:
+        if converts:
+            # The evaluator has set it, and metadata take no other value for what is there.
+            if "json_file" in vars(metadata):
+                del metadata.json_file
+            if file is not None:
+                metadata.json_file = file

@@ -19,7 +19,6 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from tabulate import tabulate
 
-from doublehead_d2 import model_zoo
 from doublehead_d2.benchmark.machine import find_device
 from doublehead_d2.benchmark.timing import profile_inference, time_inference, time_training
 from doublehead_d2.benchmark.variants import (
@@ -32,12 +31,18 @@ from doublehead_d2.benchmark.variants import (
     prepare,
     random_inputs,
 )
-from doublehead_d2.config import merge_opts
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
 from doublehead_d2.files import prepare_output, write_json
 from doublehead_d2.plots import check_picture, plot_scaling
-from doublehead_d2.tools.options import USER_ERRORS, add_opts, add_release_memory, conditions
+from doublehead_d2.tools.options import (
+    USER_ERRORS,
+    add_dataset,
+    add_opts,
+    add_release_memory,
+    conditions,
+    config_of,
+)
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 NUM_TRAINED_IMAGES = 20  # of a trained model's data, measured in turn
@@ -65,6 +70,7 @@ def argument_parser() -> argparse.ArgumentParser:
                         help="that autocast computes in (float32, no autocast)")  # fmt: skip
     parser.add_argument("--profile", action="store_true",
                         help="print the operators that each model spends its time in")  # fmt: skip
+    add_dataset(parser)
     add_release_memory(parser)
     parser.add_argument("--repetitions", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before them (1)")
@@ -126,6 +132,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--train; allowed: with --models some of {' '.join(trained)}")
     if args.trained:
         _check_trained(args)
+    elif args.dataset:
+        raise ValueError("--dataset is data to measure a trained model on; allowed: with --trained")
     if args.plot:
         check_picture(args.plot)
     paths = [path for path in (args.json, args.plot) if path is not None]
@@ -193,8 +201,7 @@ def _measure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
 
 def _measure_trained(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
     """A trained model's detectors on its own data, at each batch size; prints a table of each."""
-    cfg = model_zoo.get_config(args.trained)
-    merge_opts(cfg, [*args.opts, "MODEL.DEVICE", device])
+    cfg = config_of(args.trained, args, "MODEL.DEVICE", device)
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; allowed: data to measure the trained model on")
     check_datasets(cfg.DATASETS.TEST)

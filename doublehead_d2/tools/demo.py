@@ -14,18 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 
-from doublehead_d2 import model_zoo
-from doublehead_d2.config import merge_opts
-from doublehead_d2.data.check import check_datasets
 from doublehead_d2.files import growing_json
 from doublehead_d2.inference import Predictor
 from doublehead_d2.inference.display import Displayed, display_threshold, select_for_display
 from doublehead_d2.inference.images import read_bgr
-from doublehead_d2.tools.options import add_opts
+from doublehead_d2.tools.options import add_images, add_opts, config_of, records_of
 from doublehead_d2.visualize import draw_ground_truth, draw_predictions, save_picture, side_by_side
 
 
@@ -48,12 +44,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "as images are named, the others done; the exit status is then 1.",
     )
     parser.add_argument("--config-file", required=True, help="YAML file or name of the zoo")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="IMAGE", help="image files")
-    source.add_argument(
-        "--dataset", help="a registered data set: draws predictions beside ground truth"
-    )
-    parser.add_argument("--num-images", type=int, default=16, help="of --dataset (16)")
+    add_images(parser, "draws predictions beside ground truth")
     parser.add_argument("--output", default="predictions", help="folder to write to (predictions)")
     parser.add_argument(
         "--score-threshold",
@@ -75,18 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit code: 1 if an image could not be read."""
     args = argument_parser().parse_args(argv)
     _check(args)
-    cfg = model_zoo.get_config(args.config_file)
-    merge_opts(cfg, args.opts)
+    cfg = config_of(args.config_file, args)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
             f"{args.config_file} names no weights; add `--opts MODEL.WEIGHTS path/to/model.pth`"
         )
-    if args.dataset:
-        check_datasets([args.dataset])
-        records = DatasetCatalog.get(args.dataset)[: args.num_images]
-    else:
-        records = [{"file_name": path} for path in args.input]
-    records = _with_pictures(records, args.output)
+    records = _with_pictures(records_of(args), args.output)
 
     predictor = Predictor(cfg)
     threshold = args.score_threshold

@@ -13,16 +13,12 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from detectron2.data import DatasetCatalog
 
-from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.sampling import Looks, look, summarize
-from doublehead_d2.config import merge_opts
-from doublehead_d2.data.check import check_datasets
 from doublehead_d2.data.resize import build_test_resize
 from doublehead_d2.inference import Predictor
 from doublehead_d2.inference.images import read_bgr
-from doublehead_d2.tools.options import USER_ERRORS, add_opts
+from doublehead_d2.tools.options import USER_ERRORS, add_images, add_opts, config_of, records_of
 from doublehead_d2.visualize import draw_sampling, save_picture
 
 
@@ -33,10 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Where TSD's two tasks look: pictures, and how far its offsets point.",
     )
     parser.add_argument("--config-file", required=True, help="YAML file or name of the zoo")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="IMAGE", help="image files")
-    source.add_argument("--dataset", help="a registered data set")
-    parser.add_argument("--num-images", type=int, default=16, help="of --dataset (16)")
+    add_images(parser, "draws its images")
     parser.add_argument("--output", default="sampling", help="folder to write to (sampling)")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="lowest score (0.5)")
     add_opts(parser)
@@ -52,13 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw_all(args: argparse.Namespace) -> int:
     """Draw what the options ask for and print the summary; 1 if an image could not be read."""
-    cfg = model_zoo.get_config(args.config_file)
-    merge_opts(cfg, args.opts)
-    if args.dataset:
-        check_datasets([args.dataset])
-        paths = [x["file_name"] for x in DatasetCatalog.get(args.dataset)[: args.num_images]]
-    else:
-        paths = args.input
+    cfg = config_of(args.config_file, args)
+    paths = [record["file_name"] for record in records_of(args)]
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.score_threshold
     model = Predictor(cfg).model
     if not hasattr(getattr(model, "roi_heads", None), "offset_head"):

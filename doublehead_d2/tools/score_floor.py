@@ -17,14 +17,19 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 
-from doublehead_d2 import model_zoo
 from doublehead_d2.benchmark.timing import time_inference
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
-from doublehead_d2.config import merge_opts
 from doublehead_d2.data import check_datasets
 from doublehead_d2.engine import Trainer
 from doublehead_d2.files import prepare_output, write_json
-from doublehead_d2.tools.options import USER_ERRORS, add_opts, add_release_memory, conditions
+from doublehead_d2.tools.options import (
+    USER_ERRORS,
+    add_dataset,
+    add_opts,
+    add_release_memory,
+    conditions,
+    config_of,
+)
 
 FLOORS = [0.0, 0.001, 0.005, 0.01, 0.02, 0.03, 0.05]
 
@@ -42,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-images", type=int, default=50, help="that are timed (50)")
     add_release_memory(parser)
     parser.add_argument("--output", default="output/score_floor", help="(output/score_floor)")
+    add_dataset(parser)
     add_opts(parser)
     args = parser.parse_args(argv)
     try:
-        cfg = model_zoo.get_config(args.config_file)
-        merge_opts(cfg, [*args.opts, "OUTPUT_DIR", args.output])
+        cfg = config_of(args.config_file, args, "OUTPUT_DIR", args.output)
         if args.num_images < 1:
             raise ValueError(f"--num-images is {args.num_images}; allowed: 1 or more")
         if not cfg.DATASETS.TEST:

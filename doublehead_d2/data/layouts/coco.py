@@ -21,13 +21,9 @@ Record = dict[str, Any]
 
 
 class CocoDataset(OwnDataset):
-    """A data set in COCO's format.
+    """A data set in COCO's format."""
 
-    Attributes:
-        is_plain: whether COCO's metric can take the file as it stands; known once it is read.
-    """
-
-    is_plain = False
+    _stamp: tuple[int, int] | None = None  # of the file when it was seen to be in COCO's form
 
     def __call__(self) -> list[Record]:
         """As `load_coco_json`, which reads the file itself where it is in COCO's form.
@@ -35,15 +31,21 @@ class CocoDataset(OwnDataset):
         Raises:
             ValueError: the file is no JSON, or boxes or classes are not what the entry says.
         """
-        data, _ = self._read()
+        entry = self.entry
+        if self._stamp and self._stamp == _stamp(entry.annotations):
+            return load_coco_json(entry.annotations, entry.image_folder, self.name)
+        data, changes = self._read()
+        if not changes:
+            return load_coco_json(entry.annotations, entry.image_folder, self.name)
         with tempfile.TemporaryDirectory(prefix="coco_") as folder:
-            path = self.entry.annotations
-            if not self.is_plain:
-                path = os.path.join(folder, "annotations.json")
-                with open(path, "w") as f:
-                    json.dump(data, f)
-            del data
-            return load_coco_json(path, self.entry.image_folder, self.name)
+            path = os.path.join(folder, "annotations.json")
+            with open(path, "w") as f:
+                json.dump(data, f)
+            return load_coco_json(path, entry.image_folder, self.name)
+
+    def is_in_form(self) -> bool:
+        """Whether COCO's metric can take the file as it stands."""
+        return self._stamp == _stamp(self.entry.annotations) or not self._read()[1]
 
     def inspect(self, where: str, use: Use) -> Contents:
         """As `inspect_coco_file`, and what was brought into COCO's form.
@@ -73,13 +75,14 @@ class CocoDataset(OwnDataset):
 
         Malformed records stay as they are: who looks at them says what is wrong.
         """
+        stamp = _stamp(self.entry.annotations)
         data = read_annotation_file(self.entry.annotations)
         images = _records(data, "images")
         notes = complete_images(images, self.entry.image_folder)
         notes += _number_annotations(_records(data, "annotations"))
         notes += to_pixels_xywh(self.where, data, self.entry.boxes)
         notes += self._state_classes(data)
-        self.is_plain = not notes
+        self._stamp = None if notes else stamp
         return data, notes
 
     def _state_classes(self, data: Record) -> list[str]:
@@ -97,6 +100,12 @@ class CocoDataset(OwnDataset):
                 annotation["category_id"] = f"{category!r:.60}"
         data["categories"] = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
         return [f"its classes are {names}, as its entry says"]
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """What changes with a file: when it was written, and its size."""
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_size
 
 
 def _records(data: Record, key: str) -> list[Record]:
