@@ -55,6 +55,7 @@ def inspect_coco(where: str, data: Record, metadata: Metadata, use: Use) -> Cont
         found.check(data["annotations"], may_repeat_ids="minival" in str(metadata.json_file))
         contents.objects = found.objects
         contents.notes += found.notes()
+        faults.refuse()
         if use.evaluation and (gaps := describe_gaps(data["annotations"])):
             contents.notes.append(gaps)
     else:

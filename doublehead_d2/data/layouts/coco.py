@@ -89,8 +89,12 @@ class CocoDataset(OwnDataset):
         """Give the categories the names and the order of the entry."""
         if not (self.entry.classes or self.entry.rename):
             return []
-        categories = [x for x in _records(data, "categories") if {"id", "name"} <= x.keys()]
-        categories.sort(key=lambda x: (str(type(x["id"])), x["id"]))
+        categories = _records(data, "categories")
+        if len(categories) != len(data.get("categories") or ()) or not all(
+            _hashable(x.get("id")) and "name" in x for x in categories
+        ):
+            return []
+        categories.sort(key=lambda x: (isinstance(x["id"], str), x["id"]))
         names, numbers = self.number_classes([str(x["name"]) for x in categories])
         by_id = {x["id"]: numbers[str(x["name"])] + 1 for x in categories}
         for annotation in _records(data, "annotations"):

@@ -46,6 +46,10 @@ def to_pixels_xywh(where: str, data: Record, boxes: str) -> list[str]:
         if boxes.endswith("normalised"):
             a, b, c, d = a * width, b * height, c * width, d * height
         annotation["bbox"] = [a, b, c, d]
+        if boxes.endswith("normalised") and isinstance(annotation.get("segmentation"), list):
+            annotation["segmentation"] = [
+                _scaled(polygon, width, height) for polygon in annotation["segmentation"]
+            ]
     return [f"its boxes are read as {boxes}, as its entry says"]
 
 
@@ -100,6 +104,15 @@ def _sized(data: Record) -> list[tuple[Record, tuple[float, float]]]:
         if isinstance(box, list) and len(box) == 4 and are_coordinates(box):
             found.append((annotation, sizes[image_id]))
     return found
+
+
+def _scaled(polygon: Any, width: float, height: float) -> Any:
+    """A polygon in pixels, if it is from 0 to 1 as well."""
+    if not isinstance(polygon, list) or not are_coordinates(polygon):
+        return polygon
+    if max(map(abs, polygon), default=0) > LARGEST_NORMALISED:
+        return polygon
+    return [value * (height if i % 2 else width) for i, value in enumerate(polygon)]
 
 
 def _lines(found: str) -> str:

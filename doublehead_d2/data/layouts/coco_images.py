@@ -1,6 +1,7 @@
 """Images of COCO files: found where they are, and of the size that they have."""
 
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,9 +35,14 @@ def _find(images: list[Record], folder: str) -> list[str]:
     for root, _, names in os.walk(folder):
         for name in names:
             by_name.setdefault(name, []).append(os.path.join(root, name))
+    closest = {x["file_name"]: _closest(x["file_name"], by_name, folder) for x in lost}
+    # One file for several names: they were in folders that are gone, and which is which is too.
+    taken = Counter(closest.values())
+    taken.update(os.path.join(folder, x["file_name"]) for x in images)
     found = []
     for image in lost:
-        if path := _closest(image["file_name"], by_name, folder):
+        path = closest[image["file_name"]]
+        if path and taken[path] == 1:
             found.append((image["file_name"], path))
             image["file_name"] = path
     if not found:
@@ -66,7 +72,8 @@ def _closest(name: str, by_name: dict[str, list[str]], folder: str) -> str | Non
 
 def _measure(images: list[Record], folder: str) -> list[str]:
     """Read missing sizes from the files, as detectron2 will see them: turned as EXIF says."""
-    unknown = [x for x in images if not (_is_size(x.get("width")) and _is_size(x.get("height")))]
+    # A size that makes no sense is one, too: who checks the file refuses it.
+    unknown = [x for x in images if x.get("width") is None or x.get("height") is None]
     if not unknown:
         return []
     with ThreadPoolExecutor(THREADS) as pool:
@@ -83,8 +90,3 @@ def _measure(images: list[Record], folder: str) -> list[str]:
         f"images without 'width' and 'height', read from the files: {measured:,}, the first is "
         f"'{unknown[0]['file_name']}'"
     ]
-
-
-def _is_size(value: Any) -> bool:
-    """Whether a side is stated; one that makes no sense is, too."""
-    return value is not None

@@ -25,9 +25,9 @@ def find_image(known: dict[str, list[str]], stem: str, name: str) -> str | None:
         stem: of the annotation file.
         name: that it has for the image; "" for none.
     """
-    for path in known.get(os.path.splitext(name)[0], []):
-        if name and os.path.basename(path) == name and os.path.splitext(name)[0] == stem:
+    named = os.path.splitext(name)[0]
+    # Of x.jpg and x.png the one that is named; of a file that was renamed that of its own name.
+    for path in known.get(stem, []):
+        if os.path.basename(path) == name:
             return path
-    if stem in known:
-        return known[stem][0]
-    return next((x for x in known.get(os.path.splitext(name)[0], []) if name), None)
+    return next(iter(known.get(stem, []) or known.get(named, [])), None)

@@ -109,7 +109,7 @@ class VocDataset(OwnDataset):
 
     def _read(self, faults: Faults) -> tuple[list[LabelledImage], dict[str, int], list[str]]:
         """Images, the index of each class by its name in the data, and notes."""
-        root, files, notes = self._files(faults)
+        root, files, is_all = self._files(faults)
         names, numbers = self.number_classes(self._found_names(faults))
         self.keep_classes(names)
         folders = [os.path.join(root, x) for x in IMAGE_FOLDERS]
@@ -141,15 +141,22 @@ class VocDataset(OwnDataset):
             images.append(LabelledImage(key, image, *size, objects))
         if not files:
             faults.add(f"there is no XML file of an image in '{root}'; allowed: one or more")
+        notes = []
         if measured:
             notes.append(f"images without <size>, which was read from the files: {measured:,}")
+        every = {path for paths in known.values() for path in paths}
+        if is_all and (bare := every - {image.path for image in images}):
+            notes.append(
+                f"images without an XML file, which are left out: {len(bare):,}, the first is "
+                f"'{min(bare)}'"
+            )
         return images, numbers, notes
 
     def _names(self, numbers: dict[str, int]) -> list[str]:
         return self.number_classes(list(numbers))[0]
 
-    def _files(self, faults: Faults) -> tuple[str, dict[str, str], list[str]]:
-        """The folder, its XML files by image, and notes."""
+    def _files(self, faults: Faults) -> tuple[str, dict[str, str], bool]:
+        """The folder, the XML files by image, and whether they are all that it has."""
         folder, split = self.entry.folder, self.entry.split
         names = os.path.join(folder, LISTS, f"{split}.txt")
         if split and os.path.isfile(names):
@@ -162,8 +169,9 @@ class VocDataset(OwnDataset):
                         "allowed: the name of an image alone"
                     )
             faults.refuse()
+            ids = [_stem(x) if x.lower().endswith(IMAGE_TYPES) else x for x in ids]
             annotations = _annotation_folder(folder)
-            return folder, {x: os.path.join(annotations, f"{x}.xml") for x in ids}, []
+            return folder, {x: os.path.join(annotations, f"{x}.xml") for x in ids}, False
         root = os.path.join(folder, split)
         if not os.path.isdir(root):
             raise ValueError(
@@ -173,20 +181,7 @@ class VocDataset(OwnDataset):
         annotations = _annotation_folder(root)
         stems = sorted(_stem(x) for x in os.listdir(annotations) if x.lower().endswith(".xml"))
         files = {x: os.path.join(annotations, f"{x}.xml") for x in stems}
-        bare = set()
-        for place in dict.fromkeys(os.path.join(root, x) for x in IMAGE_FOLDERS):
-            if os.path.isdir(place):
-                bare |= {_stem(x) for x in os.listdir(place) if x.lower().endswith(IMAGE_TYPES)}
-        if bare := bare - set(files):
-            return (
-                root,
-                files,
-                [
-                    f"images without an XML file, which are left out: {len(bare):,}, the first is "
-                    f"'{min(bare)}'"
-                ],
-            )
-        return root, files, []
+        return root, files, True
 
     def _splits(self) -> str:
         """What could stand for the split."""
@@ -229,11 +224,8 @@ def _annotation_folder(root: str) -> str:
         folder = os.path.join(root, name) if name else root
         if any(x.lower().endswith(".xml") for x in _listed(folder)):
             return folder
-    return (
-        os.path.join(root, ANNOTATION_FOLDERS[0])
-        if _listed(os.path.join(root, ANNOTATION_FOLDERS[0]))
-        else root
-    )
+    usual = os.path.join(root, ANNOTATION_FOLDERS[0])
+    return usual if os.path.isdir(usual) else root
 
 
 def _listed(folder: str) -> list[str]:
