@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from detectron2.structures import Boxes, Instances
 
 from doublehead_d2.data.contents import inspect_dataset
 from doublehead_d2.data.findings import Use
-from doublehead_d2.data.registration import register_datasets
+from doublehead_d2.data.layouts.voc import VocDataset
+from doublehead_d2.data.registration import own_dataset, register_datasets
 from doublehead_d2.evaluation import build_evaluator
 from own_data import HEIGHT, OBJECTS, WIDTH, write_images, write_voc
 from places import CLASSES, Place, replace
@@ -229,6 +231,24 @@ def test_both_metrics_score_what_tools_write(
     assert score(name, tmp_path / "out")["AP50"] == pytest.approx(100)
     # Without the only dog, one of two classes has AP 0.
     assert score(name, tmp_path / "out", missed=1)["AP50"] == pytest.approx(50)
+
+
+def test_the_copy_that_voc_s_metric_reads(place: Place, tmp_path: Path) -> None:
+    place.voc()
+    name = register(place.folder / "voc_1", "test")
+    own = own_dataset(name)
+    assert isinstance(own, VocDataset)
+    own.write_voc(str(tmp_path / "copy"))
+    ids = (tmp_path / "copy/images.txt").read_text().split()
+    assert ids == (place.folder / "voc_1/ImageSets/Main/test.txt").read_text().split()
+    for image_id in ids:
+        theirs, ours = (
+            parse_rec(f"{folder}/Annotations/{image_id}.xml")
+            for folder in (place.folder / "voc_1", tmp_path / "copy")
+        )
+        assert [(x["name"], x["bbox"], x["difficult"]) for x in theirs] == [
+            (x["name"], x["bbox"], x["difficult"]) for x in ours
+        ]
 
 
 def test_difficult_objects_are_not_counted_by_voc_s_metric(tmp_path: Path) -> None:

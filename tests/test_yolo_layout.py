@@ -135,6 +135,10 @@ def test_labels_beside_the_images_in_a_folder_of_that_name(tmp_path: Path) -> No
     assert labels_of(register(file)) == list(OBJECTS.values())
 
 
+def test_the_last_folder_of_that_name_has_labels_beside_it(tmp_path: Path) -> None:
+    assert labels_of(register(write_yolo(tmp_path / "images" / "mine"))) == list(OBJECTS.values())
+
+
 def test_outlines(tmp_path: Path) -> None:
     file = write_yolo(tmp_path)
     (tmp_path / "labels/train/b.txt").write_text("1 0.25 0.25 0.75 0.25 0.5 0.75\n")
