@@ -22,8 +22,14 @@ class MistakeError(Exception):
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """detectron2's options, and --traceback."""
+    """detectron2's options, --dry-run and --traceback."""
     parser = default_argument_parser()
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build and check everything, run a few steps, say what the training would take and "
+        "write, and stop; nothing is written",
+    )
     parser.add_argument(
         "--traceback", action="store_true", help="show where in the code a mistake was noticed"
     )
