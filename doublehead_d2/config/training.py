@@ -1,5 +1,7 @@
 """Keys of how a model is trained, whatever the system, and their check."""
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
@@ -80,7 +82,7 @@ def check_parts(cfg: CfgNode) -> None:
         )
 
 
-def check_patterns(patterns: list[str]) -> None:
+def check_patterns(patterns: Sequence[str]) -> None:
     """Refuse patterns of MODEL.FREEZE that are none; whether they match the model must say.
 
     Raises:

@@ -52,7 +52,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> nn.Module:
     Raises:
         ValueError: a pattern matches nothing, or nothing is left to train.
     """
-    check_patterns(list(patterns))
+    check_patterns(patterns)
     if not patterns:
         return model
     modules = {name for name, _ in model.named_modules() if name}

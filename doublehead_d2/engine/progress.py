@@ -53,9 +53,9 @@ class ProgressPrinter(EventWriter):
     def _epochs(self, storage: EventStorage, done: int) -> str:
         if not self._images:
             return ""
-        epochs = self._batch / self._images
-        storage.put_scalar("epoch", done * epochs, smoothing_hint=False)
-        return f"epoch: {done * epochs:.2f}/{self._max_iter * epochs:.1f}"
+        epoch, last = (n * self._batch / self._images for n in (done, self._max_iter))
+        storage.put_scalar("epoch", epoch, smoothing_hint=False)
+        return f"epoch: {epoch:.2f}/{last:.1f}"
 
     def _time(self, storage: EventStorage, done: int) -> list[str]:
         if "time" not in storage.histories():  # it is not measured in the first iterations

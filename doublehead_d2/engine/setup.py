@@ -68,7 +68,7 @@ def setup(args: argparse.Namespace, folder: str | None = None) -> CfgNode:
     default_setup(written, argparse.Namespace(**{**vars(args), "config_file": path}))
     if cfg.SOLVER.DETERMINISTIC:
         make_deterministic()
-    _report(cfg, as_in_file, args.config_file)
+    _report(cfg, as_in_file, args.config_file, kept=folder is None)
     if used:
         logger.warning(
             "OUTPUT_DIR %s is the folder of another training (%s): this one starts anew and writes "
@@ -136,12 +136,13 @@ def _traces(folder: str) -> list[str]:
     return [name for name in names if PathManager.isfile(os.path.join(folder, name))]
 
 
-def _report(cfg: CfgNode, as_in_file: CfgNode, name: str) -> None:
+def _report(cfg: CfgNode, as_in_file: CfgNode, name: str, *, kept: bool) -> None:
     """Say which config it is and what this run changes of it."""
     changes = differences(as_in_file, cfg)
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
     logger.info(
-        "Config %s, %s\nThe whole of it is in %s, the environment in log.txt beside it.",
+        "Config %s, %s%s",
         name,
         "with these changes:\n  " + "\n  ".join(changes) if changes else "as it stands.",
-        os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+        f"\nThe whole of it is in {path}, the environment in log.txt beside it." if kept else "",
     )

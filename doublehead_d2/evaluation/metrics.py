@@ -8,13 +8,14 @@ from detectron2.data import MetadataCatalog
 from doublehead_d2.config.training import LOSSES
 
 # By evaluator_type and task: detectron2's, and AP70
-COCO = {
-    "bbox": ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl"),
-    "segm": ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl"),
-    "keypoints": ("AP", "AP50", "AP70", "AP75", "APm", "APl"),
+METRICS: dict[str, dict[str, tuple[str, ...]]] = {
+    "coco": {
+        "bbox": ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl"),
+        "segm": ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl"),
+        "keypoints": ("AP", "AP50", "AP70", "AP75", "APm", "APl"),
+    },
+    "pascal_voc": {"bbox": ("AP", "AP50", "AP70", "AP75")},
 }
-VOC = {"bbox": ("AP", "AP50", "AP70", "AP75")}
-METRICS: dict[str, dict[str, tuple[str, ...]]] = {"coco": COCO, "pascal_voc": VOC}
 
 
 def check_metric(cfg: CfgNode) -> None:
