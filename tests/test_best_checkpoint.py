@@ -208,6 +208,8 @@ def test_resuming_what_had_ended(tmp_path: Path, said: pytest.LogCaptureFixture)
     assert line.endswith(
         "With a TEST.BEST.PATIENCE above 2, or a SOLVER.MAX_ITER above 12, it goes on."
     )
+    # Another number of processes may evaluate it a little better: it has ended nevertheless.
+    assert Toy(tmp_path, [3, 2, 9], patience=2).resume().run(12).iter == 6
     # Either key lets it go on: the count is that of all, or begins anew.
     assert Toy(tmp_path, values, patience=3).resume().run(12).iter == 8
     assert Toy(tmp_path, values, patience=3).resume().run(16).iter == 14

@@ -62,7 +62,5 @@ def test_two_trainings_give_the_same_weights(workers: int, shapes: Path, tmp_pat
     two = weights(tmp_path / "two", 3, workers)
     torch.testing.assert_close(two, one, rtol=0, atol=0)
     other = weights(tmp_path / "other", 4, workers)
-    assert not torch.equal(
-        other["proposal_generator.rpn_head.conv.weight"],
-        one["proposal_generator.rpn_head.conv.weight"],
-    )
+    name = "proposal_generator.rpn_head.conv.weight"
+    assert not torch.equal(other[name], one[name])

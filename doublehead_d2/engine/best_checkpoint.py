@@ -101,7 +101,7 @@ class BestCheckpoint(HookBase):
         if done >= self.trainer.max_iter:
             return
         value, _ = self._latest()
-        if value is not None:  # made up for
+        if value is not None and done not in self._evaluations:  # it is made up for
             self._record(value)
         if not self._is_out_of_patience():
             return
