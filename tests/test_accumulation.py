@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer, create_ddp_model
-from detectron2.utils import comm
+from detectron2.engine import SimpleTrainer
 from torch import nn
 
 from builders import EXT, random_features, sampled_proposals, small_heads
-from doublehead_d2.engine import launch
 from doublehead_d2.engine.accumulation import AccumulatingTrainer
 from doublehead_d2.engine.amp import AMPTrainer
 
@@ -185,19 +183,3 @@ def test_trainer_cuts_the_batch(shapes: Path, tmp_path: Path) -> None:
     cfg.SOLVER.IMS_PER_BATCH = 8
     with pytest.raises(ValueError, match=r"ACCUMULATION_STEPS is 3 .*PER_BATCH is 8, .*tiple of 3"):
         Trainer(cfg)
-
-
-def step_of_processes(folder: str) -> None:
-    """A step whose parts have a number each: 1, 2 of the first process, 3, 4 of the second."""
-    first = 1.0 + 2 * comm.get_rank()
-    model = create_ddp_model(Square(), broadcast_buffers=False, device_ids=None)
-    step(AccumulatingTrainer, model, torch.tensor([first]), torch.tensor([first + 1]))
-    Path(folder, str(comm.get_rank())).write_text(str(model.module.w.grad.item()))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tests gloo processes without a GPU")
-def test_two_processes_have_the_gradients_of_all_parts(tmp_path: Path) -> None:
-    launch(step_of_processes, 2, dist_url="auto", args=(str(tmp_path),))
-    # Twice the mean of 1, 4, 9 and 16
-    assert [float((tmp_path / rank).read_text()) for rank in "01"] == pytest.approx([15.0] * 2)

@@ -245,6 +245,10 @@ def test_two_processes_end_early_and_stay_ended(small_shapes: Path, tmp_path: Pa
     options = ["TEST.BEST.METRIC", "bbox/AP50", "TEST.BEST.PATIENCE", "1", "TEST.LOSS", "True"]
     options += ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "9", "TEST.EVAL_PERIOD", "1"]
     options += ["SOLVER.BASE_LR", "1e-9", "TEST.BEST.IN_CONFIG", "True", "OUTPUT_DIR", "out"]
+    # No statistics that each process has of its own
+    node = "MODEL.ROI_DOUBLE_HEAD.CONV_HEAD"
+    options += ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "GN", f"{node}.NORM", "GN"]
+    options += [f"{node}.BOTTLENECK_DIM", "32"]
     said = []
     for extra in (["--num-gpus", "2", "--dist-url", "auto"], ["--resume"]):
         words = [str(REPOSITORY / "train_net.py"), "--config-file", TINY_EXT, *extra, *options]

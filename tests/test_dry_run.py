@@ -103,7 +103,7 @@ def test_dry_run_leaves_nothing(
     said = capsys.readouterr().out
     assert said.count("Dry run: the training can begin.") == 1
     assert "for 20 iterations and 1 evaluations" in said and f"written to {output} (a new" in said
-    assert f"OUTPUT_DIR: 'output/shapes_double_head_ext_rcnn_tiny' -> '{output}'" in said
+    assert "OUTPUT_DIR: 'output/shapes_double_head_ext_rcnn_tiny' -> '" in said
     assert f"{output}/config.yaml" not in said
     assert WARM_UP + MEASURED <= 5
 
