@@ -20,6 +20,7 @@ from builders import EXT, random_features, sampled_proposals, small_heads
 from conftest import DATASETS, REPOSITORY, RUN, TINY_EXT, once
 from doublehead_d2 import model_zoo
 from doublehead_d2.engine import Trainer, argument_parser, launch, main, setup
+from doublehead_d2.engine.accumulation import AccumulatingTrainer
 
 SHORT = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "0"]
 CPU = ["MODEL.DEVICE", "cpu"]
@@ -332,10 +333,31 @@ def gradients_of(opts: list, sampled: list[tuple]) -> tuple[dict, dict]:
     return gradients, dict(model.module.named_buffers())
 
 
+class Square(nn.Module):
+    """The mean of (w x)^2, whose gradient is twice the mean of x^2 where w is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.w * x).square().mean()}
+
+
+def gradient_of_parts() -> float:
+    """After a step whose parts have a number each: 1, 2 of the first process, 3, 4 of the other."""
+    first = 1.0 + 2 * comm.get_rank()
+    model = create_ddp_model(Square(), broadcast_buffers=False, device_ids=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = [torch.tensor([first]), torch.tensor([first + 1])]
+    AccumulatingTrainer(model, loader, optimizer, parts=2).train(0, 1)
+    return model.module.w.grad.item()
+
+
 def report_process(folder: str) -> None:
     ranks = [comm.get_rank(), comm.get_world_size(), comm.get_local_rank(), comm.get_local_size()]
     results = {name: gradients_of(*case) for name, case in CASES.items()}
-    report = {"ranks": ranks, "results": results}
+    report = {"ranks": ranks, "results": results, "parts": gradient_of_parts()}
     torch.save(report, Path(folder, f"{comm.get_rank()}.pth"))
 
 
@@ -357,6 +379,13 @@ def test_processes_without_rois_take_part(two_processes: list[dict], case: str) 
     torch.testing.assert_close(first, second)
     _, sampled = CASES[case]
     assert any(g.any() for g in first.values()) == any(sum(counts) for counts, *_ in sampled)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests gloo processes without a GPU")
+def test_processes_have_the_gradients_of_all_parts(two_processes: list[dict]) -> None:
+    # Twice the mean of 1, 4, 9 and 16
+    assert [report["parts"] for report in two_processes] == pytest.approx([15.0] * 2)
 
 
 @pytest.mark.slow

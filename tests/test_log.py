@@ -104,3 +104,16 @@ def test_a_folder_in_use_is_named(
         words = ["--config-file", TINY_EXT, option, *weights, "OUTPUT_DIR", str(tmp_path)]
         setup(argument_parser().parse_args(words))
         assert "another training" not in capsys.readouterr().out, option
+
+
+def test_loaders_are_told_of_once_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    start_logging(str(tmp_path))
+    for name in ("detectron2.data.build", "detectron2.evaluation.evaluator"):
+        for _ in range(2):
+            logging.getLogger(name).info("by %s", name)
+    said, log = capsys.readouterr().out, (tmp_path / "log.txt").read_text()
+    assert said.count("by detectron2.data.build") == 1
+    assert said.count("by detectron2.evaluation.evaluator") == 2
+    assert log.count("by detectron2.data.build") == 2

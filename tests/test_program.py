@@ -249,7 +249,7 @@ def test_an_interrupted_training_names_resume(
     )  # fmt: skip
     try:
         said = ""
-        while " iter: 1 " not in said:
+        while " iter: 2/" not in said:
             line = process.stdout.readline()
             assert line, process.stderr.read()
             said += line

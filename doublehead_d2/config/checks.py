@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils.file_io import PathManager
 
+from doublehead_d2.config import training
 from doublehead_d2.config.defaults import SYSTEMS
 from doublehead_d2.config.shared import (
     check_between,
@@ -39,6 +40,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
         check_batch(cfg)
         check_positive("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER)
         check_positive("SOLVER.CHECKPOINT_PERIOD", cfg.SOLVER.CHECKPOINT_PERIOD)
+        training.check(cfg)
 
 
 def check_model(cfg: CfgNode, *, classes_from_data: bool = False) -> None:

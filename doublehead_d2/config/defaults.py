@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from doublehead_d2.config import detnet, double_head, grcn, tsd
+from doublehead_d2.config import detnet, double_head, grcn, training, tsd
 
 # A file each, with `add_keys(cfg)` and `check(cfg)`; a further system is a line here.
 SYSTEMS = (double_head, tsd, detnet, grcn)
@@ -12,6 +12,7 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     """Add the keys of this package, with their defaults, to `cfg` in place."""
     for system in SYSTEMS:
         system.add_keys(cfg)
+    training.add_keys(cfg)
 
     # Names of the classes in the order of their indices. Training fills it in from the metadata
     # of its data set, so that a saved config carries the names to where the data set is not.

@@ -1,30 +1,28 @@
 """Training steps in mixed precision, on GPUs and on the CPU."""
 
-import time
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer
 from torch import nn
 
+from doublehead_d2.engine.accumulation import AccumulatingTrainer, Losses
 
-class AMPTrainer(SimpleTrainer):
-    """`SimpleTrainer` whose forward pass runs under autocast.
+
+class AMPTrainer(AccumulatingTrainer):
+    """Steps whose forward pass runs under autocast.
 
     detectron2's own class insists on CUDA. Here a GPU computes in float16 with scaled gradients, as
     there; the CPU in bfloat16, whose range needs no scaling.
     """
 
     def __init__(
-        self, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer
+        self, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer, parts: int = 1
     ) -> None:
         """
         Args:
-            model: maps a batch to a dict of losses.
-            data_loader: an iterable of batches.
-            optimizer: of the parameters of `model`.
+            model, data_loader, optimizer, parts: as `AccumulatingTrainer`.
         """
-        super().__init__(model, data_loader, optimizer)
+        super().__init__(model, data_loader, optimizer, parts)
         self._device_type = next(model.parameters()).device.type
         on_gpu = self._device_type == "cuda"
         self.precision = torch.float16 if on_gpu else torch.bfloat16
@@ -32,20 +30,17 @@ class AMPTrainer(SimpleTrainer):
         scaler_type = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler
         self.grad_scaler = scaler_type(enabled=on_gpu)
 
-    def run_step(self) -> None:
-        """One forward and backward pass and a step of the optimizer."""
-        assert self.model.training, "the model was changed to evaluation mode"
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
+    def compute_losses(self, data: Any) -> Losses:
+        """The losses of a part, under autocast."""
         with torch.autocast(self._device_type, dtype=self.precision):
-            loss_dict = self.model(data)
-            losses = sum(loss_dict.values())
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(losses).backward()
-        if hasattr(self, "after_backward"):  # hooks of upstream main; detectron2 0.6 has none
-            self.after_backward()
-        self._write_metrics(loss_dict, data_time)
+            return self.model(data)
+
+    def backward(self, loss: Any) -> None:
+        """Add a part's gradients, scaled by the same number as those of the other parts."""
+        self.grad_scaler.scale(loss).backward()
+
+    def update(self) -> None:
+        """Step, unless gradients overflowed, and adapt the scale."""
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 

@@ -15,6 +15,7 @@ REPORTS = (
     "Contents of args.config_file",
     "Running with full config:",
     "Model:\n",
+    "Full config saved to",  # which the report of our own says, too
     "Exception during training:",
 )
 
@@ -57,12 +58,30 @@ class _WithoutEscapeCodes(logging.Formatter):
         return ESCAPE_CODE.sub("", self._formatter.format(record))
 
 
+class _Once(logging.Filter):
+    """What detectron2 says of its loaders is the same at each evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        # The colourful formatter abbreviates the name in the record itself.
+        if not record.name.startswith(("detectron2.data", "d2.data")):
+            return True
+        is_new = said not in self._said
+        self._said.add(said)
+        return is_new
+
+
 def _adapt(handler: logging.Handler) -> None:
     """No reports on the terminal, and colours nowhere else."""
     assert isinstance(handler, logging.StreamHandler), f"unknown handler {handler}"
     on_terminal = handler.stream is sys.stdout
     if on_terminal:
         handler.addFilter(_is_no_report)
+        handler.addFilter(_Once())
     if not (on_terminal and sys.stdout.isatty()):
         handler.setFormatter(_WithoutEscapeCodes(handler.formatter))
 
@@ -74,5 +93,4 @@ def _is_about_building(record: logging.LogRecord) -> bool:
 
 def _is_no_report(record: logging.LogRecord) -> bool:
     name = record.name.split(".")[0]
-    # The colourful formatter abbreviates the name in the record itself.
     return name not in ("detectron2", "d2") or not record.getMessage().startswith(REPORTS)

@@ -23,9 +23,15 @@ class MistakeError(Exception):
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """detectron2's options, --dataset and --traceback."""
+    """detectron2's options, --dataset, --dry-run and --traceback."""
     parser = default_argument_parser()
     parser.add_argument("--dataset", action="append", metavar="NAME=TEXT", help=HELP)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build and check everything, run a few steps, say what the training would take and "
+        "write, and stop; nothing is written",
+    )
     parser.add_argument(
         "--traceback", action="store_true", help="show where in the code a mistake was noticed"
     )

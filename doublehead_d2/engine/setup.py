@@ -14,19 +14,22 @@ from doublehead_d2.config.keys import differences
 from doublehead_d2.data.check import check_datasets
 from doublehead_d2.data.classes import check_not_empty, class_names
 from doublehead_d2.data.registration import add_datasets
+from doublehead_d2.engine.determinism import make_deterministic
 from doublehead_d2.engine.log import start_logging
 from doublehead_d2.engine.run_data import check_data, infer_num_classes
 from doublehead_d2.engine.schedule import scale_schedule
+from doublehead_d2.evaluation.metrics import check_metric
 
 logger = logging.getLogger(__name__)
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
+def setup(args: argparse.Namespace, folder: str | None = None) -> CfgNode:
     """Build the config that `args` ask for and prepare the job as `default_setup` does.
 
     Args:
         args: what `argument_parser` gives: `config_file` (a file or a name of the zoo), `opts`,
             `eval_only`, `resume` and, if there is one, `dataset` (NAME=TEXT, several).
+        folder: where log and config are written; None for OUTPUT_DIR.
 
     Returns:
         the frozen config as :func:`complete_config` gives it.
@@ -56,13 +59,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     # From here on there is a folder of the job, and what is said is in its log.
     used = [] if args.resume or args.eval_only else _traces(cfg.OUTPUT_DIR)
-    start_logging(cfg.OUTPUT_DIR)
+    start_logging(folder or cfg.OUTPUT_DIR)
     for note in notes:
         logger.warning("%s", note)
     cfg = complete_config(cfg, eval_only=args.eval_only)
     cfg.freeze()
-    default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
-    _report(cfg, as_in_file, args.config_file)
+    written = cfg.clone()
+    written.defrost()
+    written.OUTPUT_DIR = folder or cfg.OUTPUT_DIR
+    default_setup(written, argparse.Namespace(**{**vars(args), "config_file": path}))
+    if cfg.SOLVER.DETERMINISTIC:
+        make_deterministic()
+    _report(cfg, as_in_file, args.config_file, kept=folder is None)
     if used:
         logger.warning(
             "OUTPUT_DIR %s is the folder of another training (%s): this one starts anew and writes "
@@ -96,6 +104,8 @@ def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) ->
         check_not_empty(cfg.DATASETS.TRAIN)
     check_datasets(cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
     check_config(cfg, eval_only=eval_only)
+    if not eval_only:
+        check_metric(cfg)
     return check_data(cfg, eval_only=eval_only, resume=resume)
 
 
@@ -132,12 +142,13 @@ def _traces(folder: str) -> list[str]:
     return [name for name in names if PathManager.isfile(os.path.join(folder, name))]
 
 
-def _report(cfg: CfgNode, as_in_file: CfgNode, name: str) -> None:
+def _report(cfg: CfgNode, as_in_file: CfgNode, name: str, *, kept: bool) -> None:
     """Say which config it is and what this run changes of it."""
     changes = differences(as_in_file, cfg)
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
     logger.info(
-        "Config %s, %s\nThe whole of it is in %s, the environment in log.txt beside it.",
+        "Config %s, %s%s",
         name,
         "with these changes:\n  " + "\n  ".join(changes) if changes else "as it stands.",
-        os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+        f"\nThe whole of it is in {path}, the environment in log.txt beside it." if kept else "",
     )

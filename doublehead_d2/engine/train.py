@@ -9,6 +9,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
+from doublehead_d2.engine.dry_run import dry_run
 from doublehead_d2.engine.memory import keep_freed_memory
 from doublehead_d2.engine.setup import setup
 from doublehead_d2.engine.trainer import Trainer
@@ -30,6 +31,9 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         ValueError: the training diverged, or as :func:`setup`.
         KeyboardInterrupt: the training was interrupted; how to go on is in the log.
     """
+    if getattr(args, "dry_run", False):
+        dry_run(args)
+        return None
     cfg = setup(args)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()

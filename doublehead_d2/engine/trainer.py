@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import (
@@ -15,21 +16,25 @@ from detectron2.engine import (
     TrainerBase,
     create_ddp_model,
 )
-from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.config import check_tta_config
 from doublehead_d2.config.checks import check_batch, check_num_classes
+from doublehead_d2.config.training import check_parts
 from doublehead_d2.data.naming_mapper import NamingMapper
 from doublehead_d2.data.resize import build_mapper
+from doublehead_d2.engine.accumulation import AccumulatingTrainer
 from doublehead_d2.engine.amp import AMPTrainer
-from doublehead_d2.engine.first_iterations import FirstIterations
+from doublehead_d2.engine.ending import EndsEarly
+from doublehead_d2.engine.freeze import freeze
+from doublehead_d2.engine.hooks import complete_hooks
+from doublehead_d2.engine.progress import ProgressPrinter, count_images
 from doublehead_d2.engine.proposal_files import check_proposal_files
-from doublehead_d2.engine.trained_config import TrainedConfigWriter
 from doublehead_d2.evaluation import (
     ModesEvaluator,
     build_evaluator,
@@ -43,7 +48,7 @@ logger = logging.getLogger(__name__)
 Results = dict[str, Any]
 
 
-class Trainer(DefaultTrainer):
+class Trainer(DefaultTrainer, EndsEarly):
     """`DefaultTrainer` that also trains in several CPU processes and resumes the optimizer."""
 
     _last_eval_results: Results
@@ -63,15 +68,15 @@ class Trainer(DefaultTrainer):
         on_cpu = cfg.MODEL.DEVICE == "cpu"
         check_batch(cfg)
         check_num_classes(cfg)
+        check_parts(cfg)
         _check_scaled(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
+        model = freeze(self.build_model(cfg), cfg.MODEL.FREEZE)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         ddp_args = {"device_ids": None} if on_cpu else {}
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_args)
-        trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_type(model, data_loader, optimizer)
+        self._trainer = _build_steps(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DoubleHeadCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -82,17 +87,20 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase | None]:
-        """The hooks of `DefaultTrainer`, one for early progress, one for the trained config."""
-        hooks = super().build_hooks()
-        if self.cfg.TEST.AUG.ENABLED:
-            # Before the writers, which come last, and only once: it costs many evaluations.
-            is_writer = comm.is_main_process()
-            hooks.insert(len(hooks) - is_writer, EvalHook(0, self._test_with_tta))
-        if comm.is_main_process():
-            # First, since an evaluation that fails or is interrupted keeps the others from running.
-            hooks.insert(0, TrainedConfigWriter(self.cfg))
-            hooks.append(FirstIterations())
-        return hooks
+        """The hooks of `DefaultTrainer` and those that the config asks for."""
+        return complete_hooks(self, super().build_hooks())
+
+    def build_printer(self) -> EventWriter:
+        """What tells of the progress."""
+        return ProgressPrinter(
+            max_iter=self.max_iter,
+            batch=self.cfg.SOLVER.IMS_PER_BATCH,
+            images=count_images(self._trainer.data_loader),
+        )
+
+    def build_writers(self) -> list[EventWriter]:
+        """The writers of `DefaultTrainer`, with a printer for people."""
+        return [self.build_printer(), *super().build_writers()[1:]]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps; with the optimizer, which detectron2 0.6 leaves out."""
@@ -120,12 +128,17 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
-    def _test_with_tta(self) -> Results:
+    def test_with_tta_at_end(self) -> Results:
+        """What a hook calls after the plain evaluation, whose results it adds to."""
         results = self.test_with_TTA(self.cfg, self.model)
-        # detectron2's hook for plain evaluation runs before this one and leaves its results here,
-        # which train() returns and compares with TEST.EXPECTED_RESULTS.
+        # train() returns these and compares them with TEST.EXPECTED_RESULTS.
         self._last_eval_results = {**self._last_eval_results, **results}
         return results
+
+    def test_at_iteration(self) -> Results:
+        """What a hook calls to evaluate."""
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     @classmethod
     def test(
@@ -193,8 +206,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-        """detectron2's loader of the training data, resizing as INPUT.RESIZE_RULE asks for."""
+        """detectron2's loader of the training data, resizing as INPUT.RESIZE_RULE asks for.
+
+        Its batches are the parts that SOLVER.ACCUMULATION_STEPS makes of SOLVER.IMS_PER_BATCH.
+        """
         check_proposal_files(cfg, "TRAIN")
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.IMS_PER_BATCH //= cfg.SOLVER.ACCUMULATION_STEPS
         mapper = NamingMapper(build_mapper(cfg, is_train=True))
         return build_detection_train_loader(cfg, mapper=mapper)
 
@@ -213,6 +232,27 @@ class Trainer(DefaultTrainer):
         return build_evaluator(
             dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         )
+
+
+def _build_steps(
+    cfg: CfgNode, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """What runs a step: detectron2's own, unless there is mixed precision or accumulation."""
+    parts = cfg.SOLVER.ACCUMULATION_STEPS
+    if parts > 1:
+        logger.info(
+            "SOLVER.ACCUMULATION_STEPS %d: the %d images of a step are run in parts of %d. Batch "
+            "norms that are trained see %d images at a time, those of a part and a process.",
+            parts,
+            cfg.SOLVER.IMS_PER_BATCH,
+            cfg.SOLVER.IMS_PER_BATCH // parts,
+            cfg.SOLVER.IMS_PER_BATCH // parts // comm.get_world_size(),
+        )
+    if cfg.SOLVER.AMP.ENABLED:
+        return AMPTrainer(model, data_loader, optimizer, parts)
+    if parts > 1:
+        return AccumulatingTrainer(model, data_loader, optimizer, parts)
+    return SimpleTrainer(model, data_loader, optimizer)
 
 
 def _check_scaled(cfg: CfgNode) -> None:
