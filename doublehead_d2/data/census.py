@@ -3,7 +3,6 @@
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from statistics import median_low
 from typing import Any
 
 from doublehead_d2.data.kinds import CLIPPED, INVERTED, OUTSIDE, REPEATED_BOX, ZERO_AREA, Kind
@@ -35,31 +34,45 @@ def judge_box(box: Box, width: float, height: float) -> Kind | None:
 
 
 class Census:
-    """Counts objects, and finds those that are there twice."""
+    """Counts images and objects, and finds objects that are there twice."""
 
     def __init__(self) -> None:
-        self.by_class: Counter[int] = Counter()  # by index
-        self.by_size: Counter[str] = Counter()
-        self.crowds = 0  # and difficult objects, which are counted by class, too
-        self.image_sizes: list[tuple[float, float]] = []  # (width, height), of all images
-        self.with_objects = 0  # images with an object that is no crowd
+        self.by_class: Counter[int] = Counter()  # objects by index, crowds too
+        self.by_size: Counter[str] = Counter()  # by the area of the box
+        self.crowds = 0
+        self._images: dict[Any, tuple[str, float, float]] = {}  # name, width, height
+        self._with_objects: set[Any] = set()
         self._sides = array("d")  # square roots of the areas of boxes
         self._seen: set[tuple[Any, ...]] = set()
 
-    def count(self, image: object, class_index: int, box: Box, *, is_crowd: bool) -> Kind | None:
+    def count_image(self, image: Any, name: str, width: float, height: float) -> None:
+        """Count an image.
+
+        Args:
+            image: what tells it from others.
+            name: as people know it.
+            width, height: in pixels.
+        """
+        self._images[image] = (name, width, height)
+
+    def count(
+        self, image: Any, class_index: int, box: Box, *, is_crowd: bool = False
+    ) -> Kind | None:
         """Count an object.
 
         Args:
             image: what tells its image from others.
             class_index: of its class.
             box: finite.
-            is_crowd: it is a crowd, or difficult.
+            is_crowd: it is not trained on.
 
         Returns:
             `REPEATED_BOX` if it was counted before.
         """
         self.by_class[class_index] += 1
         self.crowds += is_crowd
+        if not is_crowd:
+            self._with_objects.add(image)
         area = abs((box[2] - box[0]) * (box[3] - box[1]))
         self._sides.append(area**0.5)
         self.by_size[next(name for name, limit in SIZES.items() if area < limit)] += 1
@@ -70,19 +83,30 @@ class Census:
         return None
 
     @property
+    def images(self) -> int:
+        """All images, those without objects, too."""
+        return len(self._images)
+
+    @property
     def objects(self) -> int:
         """All objects, crowds too."""
-        return self.by_class.total()
+        return sum(self.by_class.values())
 
-    def sides(self) -> tuple[float, float, float] | None:
-        """Least, median and greatest square root of the area of a box."""
-        if not self._sides:
-            return None
-        return min(self._sides), median_low(self._sides), max(self._sides)
+    def without_objects(self) -> list[str]:
+        """Names of images without an object that is no crowd."""
+        return [x[0] for key, x in self._images.items() if key not in self._with_objects]
 
-    def images(self) -> list[tuple[float, float]]:
-        """The smallest, the median and the largest image, as (width, height), by their area."""
-        if not self.image_sizes:
-            return []
-        ordered = sorted(self.image_sizes, key=lambda size: size[0] * size[1])
-        return [ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1]]
+    def sides(self) -> list[float]:
+        """Least, median and greatest square root of the area of a box; none without boxes."""
+        ordered = sorted(self._sides)
+        return [ordered[i] for i in _ends_and_middle(len(ordered))]
+
+    def image_sizes(self) -> list[tuple[float, float]]:
+        """The least, the median and the greatest image by area, as (width, height)."""
+        ordered = sorted((x[1:] for x in self._images.values()), key=lambda size: size[0] * size[1])
+        return [ordered[i] for i in _ends_and_middle(len(ordered))]
+
+
+def _ends_and_middle(count: int) -> list[int]:
+    """Indices of the first, the median (of an even number the lower) and the last."""
+    return [0, (count - 1) // 2, count - 1] if count else []

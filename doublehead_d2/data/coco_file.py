@@ -50,7 +50,8 @@ def inspect_coco(data: Record, metadata: Metadata, use: Use, findings: Findings)
 
     contents = Contents(list(classes.values()), objects=None)
     if findings.reports:
-        contents.census.image_sizes = [(x["width"], x["height"]) for x in images.values()]
+        for key, image in images.items():
+            contents.census.count_image(key, image["file_name"], image["width"], image["height"])
     found = CocoAnnotations(images, classes, use, findings, contents.census)
     if "annotations" in data:
         # As detectron2: files of this name are known to repeat ids.

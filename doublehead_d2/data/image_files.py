@@ -30,7 +30,13 @@ BY_MODE = {
     **dict.fromkeys(("LA", "La", "PA", "RGBA", "RGBa"), kinds.TRANSPARENT),
 }
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]]  # as tqdm: gives the same, and shows how far
+# Gives what it is given, and shows how far it is: of how many, and what is done
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def no_progress(things: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """Shows nothing."""
+    return things
 
 
 class Header(NamedTuple):
@@ -59,7 +65,7 @@ def inspect_images(
     findings: Findings,
     *,
     most: int | None = None,
-    progress: Progress = iter,
+    progress: Progress = no_progress,
 ) -> list[Header]:
     """Look for images that are not there, not readable, or of another size than annotated.
 
@@ -82,7 +88,8 @@ def inspect_images(
             f"of {len(images):,} images, the sizes of {most:,} were looked at",
         )
     with ThreadPoolExecutor(THREADS) as pool:
-        headers = list(progress(pool.map(read_header, (image.path for image in chosen))))
+        found = pool.map(read_header, (image.path for image in chosen))
+        headers = list(progress(found, len(chosen), "headers"))
     for image, header in zip(chosen, headers, strict=True):
         for kind, what in _judge(image, header):
             findings.add(kind, f"'{image.path}' {what}".rstrip())

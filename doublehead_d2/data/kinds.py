@@ -240,6 +240,13 @@ GRAY_16 = Kind(
     "0 is black and 65,535 white; what has 12 bits in 16 is nearly black and wants conversion",
     f"gray images of 16 bits, of which the upper 8 are read: {FIRST}",
 )
+DARK_16 = Kind(
+    "dark_16_bits",
+    "note",
+    "gray images of 16 bits that hold 12 or fewer",
+    "read nearly black",
+    "the upper 8 bits are below 16 everywhere; multiply the values by 16 and save them again",
+)
 COLOUR_16 = Kind(
     "colour_16_bits",
     "note",

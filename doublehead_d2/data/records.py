@@ -57,7 +57,7 @@ def inspect_records(name: str, use: Use, findings: Findings) -> Contents:
             contents.objects = (contents.objects or 0) + count
         size = record.get("width"), record.get("height")
         if findings.reports and None not in size:
-            contents.census.image_sizes.append(size)
+            contents.census.count_image(_key(record), _name(record), *size)
         if "file_name" in record and (count or use.evaluation or not use.skips_empty):
             contents.images.append(ImageFile(record["file_name"], *size))
     findings.refuse()
@@ -88,11 +88,14 @@ def _judge(annotation: Record, record: Record, contents: Contents, findings: Fin
     is_crowd = bool(annotation.get("iscrowd", 0))
     found = [] if is_crowd else [judge_box(box, width, height)]
     if findings.reports:
-        key = record.get("image_id", record.get("file_name"))
         index = int(annotation["category_id"])
-        found.append(contents.census.count(key, index, box, is_crowd=is_crowd))
+        found.append(contents.census.count(_key(record), index, box, is_crowd=is_crowd))
     for kind in filter(None, found):
         findings.add(kind, f"an object of {_name(record)}")
+
+
+def _key(record: Record) -> Any:
+    return record.get("image_id", record.get("file_name"))
 
 
 def _name(record: Record) -> str:

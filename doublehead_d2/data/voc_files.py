@@ -70,7 +70,7 @@ def inspect_voc_files(metadata: Metadata, use: Use, findings: Findings) -> Conte
             if kind := judge_box(x.box, width, height):
                 findings.add(kind, f"'{path}'")
         if findings.reports:
-            contents.census.image_sizes.append((width, height))
+            contents.census.count_image(path, image_id, width, height)
             _count(objects, path, contents.classes, contents.census, findings)
         if objects or use.evaluation or not use.skips_empty:
             image = os.path.join(metadata.dirname, "JPEGImages", f"{image_id}.jpg")
@@ -94,7 +94,7 @@ def _count(
 ) -> None:
     for x in objects:
         class_index = classes.index(x.name)
-        if kind := census.count(path, class_index, x.box, is_crowd=x.is_difficult):
+        if kind := census.count(path, class_index, x.box):
             findings.add(kind, f"'{path}'")
 
 

@@ -91,7 +91,7 @@ def describe(
                 )
             _judge(labelled, image, contents, findings)
         if findings.reports:
-            contents.census.image_sizes.append((image.width, image.height))
+            contents.census.count_image(image.path, image.path, image.width, image.height)
         counted = sum(not (x.is_difficult and skips_difficult) for x in objects)
         contents.objects = (contents.objects or 0) + counted
         if objects or use.evaluation or not use.skips_empty:
@@ -107,8 +107,6 @@ def _judge(
     found = [judge_box(labelled.box, image.width, image.height)]
     if findings.reports and labelled.name in contents.classes:
         index = contents.classes.index(labelled.name)
-        found.append(
-            contents.census.count(image.path, index, labelled.box, is_crowd=labelled.is_difficult)
-        )
+        found.append(contents.census.count(image.path, index, labelled.box))
     for kind in filter(None, found):
         findings.add(kind, f"an object of '{image.path}'")
