@@ -93,7 +93,8 @@ class CocoAnnotations:
             class_index = self._indices[annotation["category_id"]]
             found.append(self._census.count(key, class_index, box, is_crowd=is_crowd))
         for kind in filter(None, found):
-            self._findings.add(kind, name_of(annotation, index, "annotations"))
+            name = name_of(annotation, index, "annotations")
+            self._findings.add(kind, f"{name} of image {key!r}, {annotation['bbox']}")
 
     def _fault(self, annotation: Record) -> Fault | None:
         if annotation["category_id"] not in self._classes:

@@ -4,7 +4,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
@@ -46,6 +45,7 @@ class Header(NamedTuple):
     orientation: int = 1
     mode: str = "RGB"  # Pillow's
     bits: int = 8  # of a value
+    format: str = ""  # Pillow's
     error: str = ""
 
     @property
@@ -105,7 +105,7 @@ def read_header(path: str) -> Header:
                 orientation = Image.Image.getexif(image).get(ORIENTATION, 1)
             except Exception:  # damaged EXIF counts as none in detectron2, too
                 orientation = 1
-            return Header(image.size, orientation, image.mode, bits_of(image))
+            return Header(image.size, orientation, image.mode, bits_of(image), image.format or "")
     except FileNotFoundError:
         return Header(error="is not there")
     except Exception as error:  # Pillow's plugins raise what they like
@@ -148,9 +148,6 @@ def _judge(image: ImageFile, header: Header) -> list[tuple[Kind, str]]:
         found.append(_other_size(annotated, header))
     if header.is_gray and header.bits == 32:
         found.append((kinds.DEEP_IMAGE, f"has values of {DEEP}"))
-    elif not _becomes_rgb(header.mode):
-        allowed = "allowed: RGB, gray, palette, CMYK"
-        found.append((kinds.STRANGE_COLOURS, f"has the colours '{header.mode}'; {allowed}"))
     elif header.bits == 16:
         found.append((kinds.GRAY_16 if header.is_gray else kinds.COLOUR_16, ""))
     elif header.mode in BY_MODE:
@@ -178,15 +175,6 @@ def _other_size(annotated: tuple[float | None, float | None], header: Header) ->
     return kinds.OTHER_SIZE, (
         f"has {_pixels(header.size_read)}, annotated are {_pixels(annotated)}; allowed: the same"
     )
-
-
-@cache
-def _becomes_rgb(mode: str) -> bool:
-    try:
-        Image.new(mode, (1, 1)).convert("RGB")
-    except ValueError:
-        return False
-    return True
 
 
 def _pixels(size: tuple[float | None, float | None]) -> str:

@@ -51,6 +51,16 @@ UNKNOWN_CATEGORY = _fault(
 OTHER_CLASSES = _fault(
     "other_classes", "classes that disagree", "detections are compared by the index of the class"
 )
+OTHER_NAMES = Kind(
+    "other_names",
+    "note",
+    "data sets that differ in what they stand for",
+    "used",
+    "as the check before a run says",
+)
+NO_EVALUATOR = _fault(
+    "no_evaluator", "test sets that nobody can score", "the evaluation after the training"
+)
 REPEATED_IMAGE_ID = _fault(
     "repeated_image_id", "image ids of two files", "objects would lie in the wrong image"
 )
@@ -194,10 +204,21 @@ REPEATED_BOX = Kind(
 
 MISSING_IMAGE = _fault("missing_image", "images that are not there", "the loader would stop")
 UNREADABLE_IMAGE = _fault(
-    "unreadable_image", "files that are no image, or damaged at their beginning", "as above"
+    "unreadable_image", "files that are no image, or damaged at their beginning", "likewise"
 )
-DAMAGED_IMAGE = _fault(
-    "damaged_image", "images whose pixels are damaged", "the loader would stop in mid-training"
+DAMAGED_IMAGE = Kind(
+    "damaged_image",
+    "fault",
+    "images whose pixels are damaged",
+    "stops at the first of them",
+    "only reading all of an image shows it, which the check before a run does not",
+)
+DAMAGED_PNG = Kind(
+    "damaged_png",
+    "note",
+    "PNG files whose pixels are damaged",
+    "used as far as they can be read",
+    "detectron2 looks for EXIF first, for which Pillow reads a PNG, and passes over the error",
 )
 OTHER_SIZE = _fault(
     "other_size", "images of another size than annotated", "boxes would lie elsewhere"
@@ -211,9 +232,6 @@ DEEP_IMAGE = _fault(
     "deep_image",
     "images of 32 bits or of floats",
     "values above 255 would become 255; nothing says which value is white",
-)
-STRANGE_COLOURS = _fault(
-    "strange_colours", "images of colours that Pillow cannot convert", "the loader would stop"
 )
 SOME_LOOKED_AT = Kind(
     "some_looked_at",

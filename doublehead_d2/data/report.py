@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from doublehead_d2.data import kinds
 from doublehead_d2.data.contents import inspect_annotations, where_is
-from doublehead_d2.data.findings import Contents, FaultError, Findings, ImageFile, Use
+from doublehead_d2.data.findings import Contents, FaultError, Findings, Use
 from doublehead_d2.data.image_files import Header, Progress, inspect_images, no_progress
+from doublehead_d2.data.kinds import Kind
 from doublehead_d2.data.pixels import read_pixels
 from doublehead_d2.data.same_images import hash_suspects, same_in_both, same_within
 
@@ -24,6 +27,7 @@ class DatasetReport:
     name: str
     findings: Findings
     contents: Contents
+    paths: list[str]  # of images that can be read
     is_whole: bool  # False: a fault kept from looking at all of it
 
 
@@ -62,7 +66,7 @@ def compare(
     Returns:
         what was found in each pair.
     """
-    paths = {name: [x.path for x in one.contents.images] for name, one in reports.items()}
+    paths = {name: one.paths for name, one in reports.items()}
     hashes = hash_suspects([path for those in paths.values() for path in those], progress)
     for name, one in reports.items():
         for path, other in same_within(paths[name], hashes):
@@ -97,42 +101,41 @@ def _look(name: str, use: Use, decode: bool, progress: Progress) -> DatasetRepor
             if not contents.census.by_class[index]:
                 findings.add(kinds.CLASS_WITHOUT_OBJECTS, repr(class_name))
     headers = inspect_images(contents.images, findings, progress=progress)
+    pairs = zip(contents.images, headers, strict=True)
+    readable = [(image.path, header) for image, header in pairs if not header.error]
     if decode:
-        _decode_all(contents.images, headers, findings, progress)
-    return DatasetReport(name, findings, contents, is_whole)
+        _decode_all(readable, findings, progress)
+    return DatasetReport(name, findings, contents, [path for path, _ in readable], is_whole)
 
 
 def _decode_all(
-    images: Sequence[ImageFile], headers: Sequence[Header], findings: Findings, progress: Progress
+    readable: Sequence[tuple[str, Header]], findings: Findings, progress: Progress
 ) -> None:
-    """Read what has a sound header. Decoders work beside one another in threads."""
-    readable = [
-        (image.path, header)
-        for image, header in zip(images, headers, strict=True)
-        if not header.error
-    ]
+    """Read all pixels of what has a sound header, in threads, as decoders release Python's lock."""
     with ThreadPoolExecutor(_cores()) as pool, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata
         answers = pool.map(_decode, readable)
-        for (path, _), (error, is_dark) in zip(
-            readable, progress(answers, len(readable), "images"), strict=True
-        ):
-            if error:
-                findings.add(kinds.DAMAGED_IMAGE, f"'{path}' {error}")
-            elif is_dark:
-                findings.add(kinds.DARK_16, f"'{path}'")
+        for found in progress(answers, len(readable), "images"):
+            if found:
+                findings.add(*found)
 
 
-def _decode(file: tuple[str, Header]) -> tuple[str, bool]:
-    """What is wrong with an image's pixels, and whether they are nearly black."""
+def _decode(file: tuple[str, Header]) -> tuple[Kind, str] | None:
+    """What is wrong with an image's pixels."""
     path, header = file
     if header.is_gray and header.bits == 32:
-        return "", False  # refused by its header
+        return None  # refused by its header
+    kind = kinds.DAMAGED_IMAGE
     try:
         pixels = read_pixels(path)
+        kind = kinds.DAMAGED_PNG
+        if header.format == "PNG":
+            with PathManager.open(path, "rb") as f, Image.open(f) as image:
+                image.load()
     except Exception as error:  # decoders meet damage with whatever comes
-        return f"cannot be read: {type(error).__name__}: {error}", False
-    return "", bool(header.is_gray and header.bits == 16 and 0 < np.max(pixels) < 16)
+        return kind, f"'{path}' cannot be read: {type(error).__name__}: {error}"
+    is_dark = header.is_gray and header.bits == 16 and 0 < np.max(pixels) < 16
+    return (kinds.DARK_16, f"'{path}'") if is_dark else None
 
 
 def _cores() -> int:
