@@ -127,6 +127,8 @@ def _classes(categories: list[Record], findings: Findings) -> dict[Any, str]:
     for index, category in enumerate(categories):
         if problem := lacks(category, ("id", "name")):
             findings.add(kinds.BROKEN_RECORD, f"entry {index} of 'categories' {problem}")
+            if not lacks(category, ("id",)):  # its objects are not at fault, too
+                classes.setdefault(category["id"], f"entry {index}")
         elif category["id"] in classes:
             names = f"{classes[category['id']]!r} and {category['name']!r}"
             findings.add(
