@@ -101,6 +101,15 @@ def test_all_faults_are_found_at_once_not_the_first_stage_of_them(place: Place) 
     assert "orphan_annotation" not in found  # the image is there, though at fault
 
 
+def test_annotations_that_are_no_records_keep_nothing_from_being_found(place: Place) -> None:
+    def edit(data: Data) -> None:
+        data["annotations"] += [5, {"bbox": [1, 2, 3, 4]}]
+        del data["annotations"][0]["iscrowd"]
+
+    found = counts_in(place.coco("train", edit))
+    assert found == {"broken_record": 2, "gaps": 1}
+
+
 @pytest.mark.parametrize("text", ['{"images": [1,\n 2', "[]", '{"images": 5}'])
 def test_what_cannot_be_read_is_a_fault_with_its_place(place: Place, text: str) -> None:
     name = place.coco_text("train", text)

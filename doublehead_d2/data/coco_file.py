@@ -59,7 +59,9 @@ def inspect_coco(data: Record, metadata: Metadata, use: Use, findings: Findings)
         found.check(data["annotations"], may_repeat_ids=may_repeat_ids, unknown=unknown)
         contents.objects = found.objects
         findings.refuse()
-        if use.evaluation and (gaps := describe_gaps(data["annotations"])):
+        # A report goes on where they are at fault.
+        sound = [x for x in data["annotations"] if isinstance(x, dict) and "id" in x]
+        if use.evaluation and (gaps := describe_gaps(sound)):
             findings.add(kinds.GAPS, gaps)
     else:
         findings.add(kinds.NOT_ANNOTATED, f"'{metadata.json_file}'")
