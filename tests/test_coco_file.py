@@ -4,7 +4,9 @@ import copy
 
 import pycocotools.mask as mask_util
 import pytest
+from detectron2.data import DatasetCatalog
 
+from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine import Trainer, check_run
 from places import Data, Edit, Place, cfg_for, notes_of, refusal, set_in, without
 
@@ -136,12 +138,24 @@ def test_annotations_of_other_images_are_noted(place: Place) -> None:
 
 @pytest.mark.parametrize(
     "box",
-    [[5, 5, 0, 9], [5, 5, 9, -1], [-9, 5, 9, 9], [5000, 5, 9, 9], [5, 5000, 9, 9], [5, -9, 9, 9]],
+    [[5, 5, 0, 9], [-9, 5, -9, 9], [-9, 5, 9, 9], [5000, 5, 9, 9], [5, 5000, 9, 9], [5, -9, 9, 9]],
 )
 def test_boxes_without_area_are_noted(place: Place, box: list) -> None:
     notes = notes_of(place, place.coco("train", set_in("annotations", "bbox", box)), ())
     assert "without area in their image, which training leaves out and the evaluation" in notes
     assert "counts as missed: 1, the first is annotation 1" in notes
+
+
+@pytest.mark.parametrize("box", [[5, 15, 9, -10], [14, 5, -9, 10], [14, 15, -9, -10]])
+def test_boxes_of_negative_sides_are_trained_on_mirrored(place: Place, box: list) -> None:
+    """All three have the corners 5, 5 and 14, 15."""
+    name = place.coco("train", set_in("annotations", "bbox", box))
+    notes = notes_of(place, name, ())
+    assert "of negative width or height, whose corners training sorts" in notes
+    assert "without area" not in notes
+    cfg = cfg_for(place, name, (), "INPUT.MIN_SIZE_TRAIN", (128,), "INPUT.RANDOM_FLIP", "none")
+    boxes = [build_mapper(cfg, True)(x)["instances"].gt_boxes for x in DatasetCatalog.get(name)]
+    assert [5, 5, 14, 15] in boxes[0].tensor.tolist()
 
 
 @pytest.mark.parametrize("box", [[5, 5, 1e-3, 9], [-8.9, 5, 9, 9]])

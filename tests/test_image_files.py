@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from doublehead_d2.data import image_files
+from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine import Trainer, check_run
 from places import Data, Edit, Place, cfg_for, notes_of, refusal, replace, set_in
 
@@ -85,22 +88,29 @@ def test_images_that_are_not_there_or_not_readable(place: Place) -> None:
     )
 
 
-def test_images_of_more_than_8_bits(place: Place) -> None:
-    """What detectron2 makes of them is in `read_image`: 300 becomes 255."""
-    from detectron2.data.detection_utils import read_image
-
+def test_gray_images_of_16_bits_are_read_by_the_upper_8(place: Place) -> None:
+    """Pillow makes 255 of 300, detectron2's `read_image` so white of all; 300 / 256 is 1."""
     gray = np.full((128, 128), 300, np.uint16)
     images = place.changed_images(lambda path: Image.fromarray(gray).save(path.with_suffix(".png")))
     assert (read_image(str(images / "train_000001.png"), "BGR") == 255).all()
     name = place.coco("train", set_in("images", "file_name", "train_000001.png"), images)
     notes = notes_of(place, name, ())
-    assert "values above 255 become 255" in notes and "1, the first is " in notes
+    assert "gray images of 16 bits, of which the upper 8 are read: 1, the first is " in notes
     assert "train_000001.png'" in notes
+    mapped = build_mapper(cfg_for(place, name, ()), False)(DatasetCatalog.get(name)[0])
+    assert mapped["image"].shape[0] == 3 and (mapped["image"] == 1).all()
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_images_of_32_bits_are_refused(place: Place, kind: type) -> None:
+    deep = Image.fromarray(np.full((128, 128), 3, kind))
+    images = place.changed_images(lambda path: deep.save(path.with_suffix(".tif")))
+    name = place.coco("train", set_in("images", "file_name", "train_000001.tif"), images)
+    assert "train_000001.tif' has values of 32 bits or floats" in refusal(place, name, ())
 
 
 def test_images_of_16_bits_a_colour(place: Place) -> None:
     import cv2
-    from detectron2.data.detection_utils import read_image
 
     colours = np.full((128, 128, 3), 300, np.uint16)
     images = place.changed_images(lambda p: cv2.imwrite(str(p.with_suffix(".png")), colours))

@@ -60,7 +60,7 @@ def odd_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("empty.jpg").touch()
     Path("text.jpg").write_text("not an image")
     Path("clip.mp4").write_bytes(b"\0\0\0\x20ftypisom")
-    Image.fromarray(np.full((4, 4), 300, np.uint16)).save("deep.png")
+    Image.fromarray(np.full((4, 4), 300, np.int32)).save("deep.tif")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def odd_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("empty.jpg", "the file is empty"),
         ("text.jpg", "not an image, or of a format that Pillow does not read"),
         ("whole.jpg/a.jpg", "cannot be read: Not a directory"),
-        ("deep.png", "its pixels have more than 8 bits (mode 'I;16' of Pillow)"),
+        ("deep.tif", "its pixels have more than 16 bits (mode 'I'): 32 bits or floats, of which"),
     ],
 )
 def test_what_is_no_image_is_named_with_the_reason(

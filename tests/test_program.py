@@ -19,6 +19,7 @@ from detectron2.engine import HookBase
 from conftest import REPOSITORY, TINY_EXT
 from doublehead_d2 import model_zoo
 from doublehead_d2.config import merge_opts
+from doublehead_d2.data.naming_mapper import RecordError
 from doublehead_d2.engine import Trainer, argument_parser, interrupts, main, program, run, setup
 
 SHORT = ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
@@ -78,6 +79,27 @@ def test_a_mistake_ends_in_a_line(
     assert said.startswith(line) and said.count("\n") == 1
     with pytest.raises((ValueError, OSError)):
         status_of(does, monkeypatch, "--traceback")
+
+
+WORKER_TEXT = """Caught RecordError in DataLoader worker process 0.
+Original Traceback (most recent call last):
+  File "worker.py", line 1, in fetch
+doublehead_d2.data.naming_mapper.RecordError: image 'a.jpg': OSError: image file is truncated
+"""
+
+
+@pytest.mark.parametrize("text", [WORKER_TEXT, "image 'a.jpg': OSError: image file is truncated"])
+def test_a_damaged_image_ends_in_a_line_and_how_to_find_others(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RecordError(text)
+
+    assert status_of(fail, monkeypatch) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["error: image 'a.jpg': OSError: image file is truncated", program.FIND_ALL]
+    with pytest.raises(RecordError):
+        status_of(fail, monkeypatch, "--traceback")
 
 
 @pytest.mark.parametrize("does", [foreign_error, foreign_value_error, assertion])

@@ -185,10 +185,10 @@ def test_outlines_and_keypoints_are_not_in_voc(tmp_path: Path) -> None:
 
 def test_boxes_without_area(tmp_path: Path) -> None:
     write_voc(tmp_path)
-    replace(tmp_path / "b.xml", "<xmax>62", "<xmax>20")  # from 30 on
+    replace(tmp_path / "b.xml", "<xmax>62", "<xmax>30")  # from 30 on, counted from 0
     (note,) = inspect_dataset(register(tmp_path), TRAINING).notes
-    assert f"objects without area in their image, {'which training leaves out'}" in note
-    assert note.endswith(f"1, the first is in '{tmp_path}/b.jpg'.")
+    assert f"annotations without area in their image, {'which training leaves out'}" in note
+    assert note.endswith(f"1, the first is an object of '{tmp_path}/b.jpg'.")
 
 
 # -- the metric ------------------------------------------------------------------------------------

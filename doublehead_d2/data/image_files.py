@@ -2,21 +2,40 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from doublehead_d2.data.findings import Faults, ImageFile
+from doublehead_d2.data import kinds
+from doublehead_d2.data.findings import Findings, ImageFile
+from doublehead_d2.data.kinds import Kind
 
-MOST = 5000  # headers that are read of a data set: seconds also where files are far
+MOST = 5000  # headers that are read of a data set before a run: seconds also where files are far
 THREADS = 16
 
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 SWAPPING = (5, 6, 7, 8)  # its values that make width and height change places
 TURNING = range(2, 9)
+
+# What reading makes of modes of Pillow other than RGB.
+BY_MODE = {
+    "1": kinds.BLACK_AND_WHITE,
+    "L": kinds.GRAY,
+    "P": kinds.PALETTE,
+    "CMYK": kinds.CMYK,
+    **dict.fromkeys(("LA", "La", "PA", "RGBA", "RGBa"), kinds.TRANSPARENT),
+}
+
+# Gives what it is given, and shows how far it is: of how many, and what is done
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def no_progress(things: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """Shows nothing."""
+    return things
 
 
 class Header(NamedTuple):
@@ -24,8 +43,9 @@ class Header(NamedTuple):
 
     size: tuple[int, int] = (0, 0)  # (width, height) in the file
     orientation: int = 1
-    clipped: bool = False  # values above 255 become 255
-    halved: bool = False  # the upper 8 of 16 bits are taken
+    mode: str = "RGB"  # Pillow's
+    bits: int = 8  # of a value
+    format: str = ""  # Pillow's
     error: str = ""
 
     @property
@@ -34,31 +54,46 @@ class Header(NamedTuple):
         width, height = self.size
         return (height, width) if self.orientation in SWAPPING else (width, height)
 
+    @property
+    def is_gray(self) -> bool:
+        """Values of one channel that is no palette, of any depth."""
+        return self.mode == "L" or self.mode.startswith(("I", "F"))
 
-def inspect_images(images: Sequence[ImageFile], faults: Faults) -> list[str]:
+
+def inspect_images(
+    images: Sequence[ImageFile],
+    findings: Findings,
+    *,
+    most: int | None = None,
+    progress: Progress = no_progress,
+) -> list[Header]:
     """Look for images that are not there, not readable, or of another size than annotated.
-
-    Of more than `MOST` images, headers are read of that many, evenly spread; that the files are
-    there is looked up for all.
 
     Args:
         images: as the annotations have them.
-        faults: where what is wrong is added.
+        findings: what is found is added to them.
+        most: of more images, headers are read of that many, evenly spread; that the files are
+            there is looked up for all.
+        progress: shows how far it is.
 
     Returns:
-        notes: what detectron2 does to these images that may not be expected.
+        the headers that were read.
     """
-    chosen, notes = list(images), []
-    if len(images) > MOST:
-        chosen = [images[i * len(images) // MOST] for i in range(MOST)]
-        _find_missing(images, faults)
-        notes.append(f"of {len(images):,} images, the sizes of {MOST:,} were looked at")
+    chosen = list(images)
+    if most is not None and len(images) > most:
+        chosen = [images[i * len(images) // most] for i in range(most)]
+        _find_missing(images, findings)
+        findings.add(
+            kinds.SOME_LOOKED_AT,
+            f"of {len(images):,} images, the sizes of {most:,} were looked at",
+        )
     with ThreadPoolExecutor(THREADS) as pool:
-        headers = list(pool.map(read_header, (image.path for image in chosen)))
+        found = pool.map(read_header, (image.path for image in chosen))
+        headers = list(progress(found, len(chosen), "headers"))
     for image, header in zip(chosen, headers, strict=True):
-        if fault := _fault(image, header):
-            faults.add(f"'{image.path}' {fault}")
-    return notes + _notes(chosen, headers)
+        for kind, what in _judge(image, header):
+            findings.add(kind, f"'{image.path}' {what}".rstrip())
+    return headers
 
 
 def read_header(path: str) -> Header:
@@ -70,16 +105,24 @@ def read_header(path: str) -> Header:
                 orientation = Image.Image.getexif(image).get(ORIENTATION, 1)
             except Exception:  # damaged EXIF counts as none in detectron2, too
                 orientation = 1
-            clipped = image.mode == "F" or image.mode.startswith("I")
-            halved = not clipped and any(";16" in str(tile[3]) for tile in image.tile)
-            return Header(image.size, orientation, clipped, halved)
+            return Header(image.size, orientation, image.mode, bits_of(image), image.format or "")
     except FileNotFoundError:
         return Header(error="is not there")
     except Exception as error:  # Pillow's plugins raise what they like
         return Header(error=f"cannot be read: {type(error).__name__}: {error}")
 
 
-def _find_missing(images: Sequence[ImageFile], faults: Faults) -> None:
+def bits_of(image: Image.Image) -> int:
+    """How many bits a value has in the file: 8 (or less), 16, or 32, which floats have, too."""
+    # Some formats say it in the mode, the others in what the decoder is told.
+    is_16 = ";16" in image.mode or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    if image.mode.startswith(("I", "F")) and not is_16:
+        # Gray maps of any range, which Pillow stretches to 16 bits
+        return 16 if image.format == "PPM" and image.mode == "I" else 32
+    return 16 if is_16 else 8
+
+
+def _find_missing(images: Sequence[ImageFile], findings: Findings) -> None:
     """Look up all files by listing their folders, each once."""
     by_folder: dict[str, list[str]] = defaultdict(list)
     for image in images:
@@ -91,39 +134,47 @@ def _find_missing(images: Sequence[ImageFile], faults: Faults) -> None:
         there = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
         for name in names:
             if name not in there:
-                faults.add(f"'{os.path.join(folder, name)}' is not there")
+                findings.add(kinds.MISSING_IMAGE, f"'{os.path.join(folder, name)}' is not there")
 
 
-def _fault(image: ImageFile, header: Header) -> str:
+def _judge(image: ImageFile, header: Header) -> list[tuple[Kind, str]]:
+    """Kinds of what is found, each with the end of a sentence that the path begins."""
     if header.error:
-        return header.error
+        is_missing = header.error == "is not there"
+        return [(kinds.MISSING_IMAGE if is_missing else kinds.UNREADABLE_IMAGE, header.error)]
+    found: list[tuple[Kind, str]] = []
     annotated = (image.width, image.height)
-    if None in annotated or annotated == header.size_read:
-        return ""
+    if None not in annotated and annotated != header.size_read:
+        found.append(_other_size(annotated, header))
+    if header.is_gray and header.bits == 32:
+        found.append((kinds.DEEP_IMAGE, f"has values of {DEEP}"))
+    elif header.bits == 16:
+        found.append((kinds.GRAY_16 if header.is_gray else kinds.COLOUR_16, ""))
+    elif header.mode in BY_MODE:
+        found.append((BY_MODE[header.mode], ""))
+    if header.orientation in TURNING:
+        found.append((kinds.TURNED, ""))
+    return found
+
+
+DEEP = (
+    "32 bits or floats, of which nothing says what is white; allowed: 8 or 16 bits a value (for "
+    "values up to 255: python -c \"from PIL import Image; Image.open('a.tif').convert('L')"
+    ".save('a.png')\")"
+)
+
+
+def _other_size(annotated: tuple[float | None, float | None], header: Header) -> tuple[Kind, str]:
     size = _pixels(header.size)
     if header.size == annotated:
-        return (
+        return kinds.TURNED_SIZE, (
             f"has {size}, as annotated, and its EXIF orientation {header.orientation} turns it to "
             f"{_pixels(header.size_read)}, which is how detectron2 reads it; allowed: size and "
             "boxes of the turned image, or a file without the orientation"
         )
-    return f"has {_pixels(header.size_read)}, annotated are {_pixels(annotated)}; allowed: the same"
-
-
-def _notes(images: Sequence[ImageFile], headers: Sequence[Header]) -> list[str]:
-    kinds = {
-        "images that their EXIF orientation turns as they are read (boxes must be those of the "
-        "turned image)": [x.orientation in TURNING for x in headers],
-        "images with more than 8 bits a pixel, whose values above 255 become 255, that is white, "
-        "as they are read (convert them to 8 bits)": [x.clipped for x in headers],
-        "images with 16 bits a colour, of which the upper 8 are read": [x.halved for x in headers],
-    }
-    notes = []
-    for words, those in kinds.items():
-        found = [image.path for image, is_one in zip(images, those, strict=True) if is_one]
-        if found:
-            notes.append(f"{words}: {len(found):,}, the first is '{found[0]}'")
-    return notes
+    return kinds.OTHER_SIZE, (
+        f"has {_pixels(header.size_read)}, annotated are {_pixels(annotated)}; allowed: the same"
+    )
 
 
 def _pixels(size: tuple[float | None, float | None]) -> str:

@@ -1,9 +1,24 @@
 """Errors that name the image at which they happened."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 Record = dict[str, Any]
+
+
+class RecordError(ValueError):
+    """A record that could not be mapped.
+
+    What a worker of a loader raises is raised again in the process that trains, of the same type
+    and with the worker's traceback as its text.
+    """
+
+    @property
+    def line(self) -> str:
+        """What happened to which record, without a traceback."""
+        found = re.search(rf"^{__name__}\.{type(self).__name__}: (.*)", str(self), re.M | re.S)
+        return found[1].rstrip() if found else str(self)
 
 
 class NamingMapper:
@@ -20,10 +35,10 @@ class NamingMapper:
         """As the mapper.
 
         Raises:
-            ValueError: it failed; names the record's file and the error.
+            RecordError: it failed; names the record's file and the error.
         """
         try:
             return self.mapper(record)
         except Exception as error:
             name = record.get("file_name", record.get("image_id"))
-            raise ValueError(f"image '{name}': {type(error).__name__}: {error}") from error
+            raise RecordError(f"image '{name}': {type(error).__name__}: {error}") from error

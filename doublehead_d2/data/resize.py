@@ -12,6 +12,7 @@ from PIL import Image
 
 from doublehead_d2.config.checks import RESIZE_RULES
 from doublehead_d2.config.shared import check_word
+from doublehead_d2.data.pixels import DeepMapper
 
 Size = tuple[int, int]  # (height, width)
 
@@ -120,12 +121,12 @@ def build_test_resize(cfg: CfgNode) -> T.Augmentation:
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
-    """detectron2's `DatasetMapper`, resizing as INPUT.RESIZE_RULE asks for.
+    """detectron2's mapper, which reads 16 bits, too, resizing as INPUT.RESIZE_RULE asks for.
 
     Raises:
         ValueError: an unknown rule; names those allowed.
     """
-    mapper = DatasetMapper(cfg, is_train=is_train)
+    mapper = DeepMapper(cfg, is_train=is_train)
     augmentations: list[Any] = mapper.augmentations.augs
     # What is flipped has negative strides, which detectron2's mapper only then gets rid of when
     # there is more than one pixel to a side.

@@ -11,11 +11,18 @@ from typing import Any
 from detectron2.engine import default_argument_parser
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from doublehead_d2.data.naming_mapper import RecordError
 from doublehead_d2.data.registration import HELP
 from doublehead_d2.engine.interrupts import interruptible
 from doublehead_d2.engine.launch import launch
 from doublehead_d2.engine.train import main
 from doublehead_d2.environment import ignore_warnings
+
+# The check before a run reads beginnings alone.
+FIND_ALL = (
+    "What else cannot be read is found by `python -m doublehead_d2.tools.check_data --decode "
+    "--config-file ...`."
+)
 
 
 class MistakeError(Exception):
@@ -94,6 +101,8 @@ def _mistake(error: Exception) -> str | None:
     """
     if isinstance(error, MistakeError | OSError):
         return str(error)
+    if isinstance(error, RecordError):
+        return f"{error.line}\n{FIND_ALL}"
     if isinstance(error, ProcessRaisedException):
         found = re.search(rf"^{__name__}\.{MistakeError.__name__}: (.*)", str(error), re.M | re.S)
         return found[1].rstrip() if found else None

@@ -36,13 +36,11 @@ def check_data(cfg: CfgNode, *, eval_only: bool, resume: bool) -> list[str]:
     for name in test:
         check_evaluator(name)
     contents = {
-        name: inspect_dataset(name, _use(cfg, name, name in train, name in test))
+        name: inspect_dataset(name, use_of(cfg, name, name in train, name in test))
         for name in dict.fromkeys(train + test)
     }
     notes = [note for found in contents.values() for note in found.notes]
-    if train:
-        notes += _check_objects(cfg, [contents[name] for name in train])
-    notes += _check_classes(cfg, contents, train, _carried(cfg, eval_only, resume))
+    notes += compare_data(cfg, contents, eval_only=eval_only, resume=resume)
     for name, found in contents.items():
         # As detectron2 does on loading: now who asks need not load them.
         if found.classes and not MetadataCatalog.get(name).get("thing_classes"):
@@ -50,7 +48,38 @@ def check_data(cfg: CfgNode, *, eval_only: bool, resume: bool) -> list[str]:
     return notes
 
 
-def _use(cfg: CfgNode, name: str, training: bool, evaluation: bool) -> Use:
+def compare_data(
+    cfg: CfgNode, contents: dict[str, Contents], *, eval_only: bool, resume: bool = False
+) -> list[str]:
+    """Compare the data sets of a run with one another and with the model.
+
+    Args:
+        cfg: a config.
+        contents: what is in its data sets, by name.
+        eval_only, resume: as :func:`check_data`.
+
+    Returns:
+        what is legitimate and yet worth a word, a line each.
+
+    Raises:
+        ValueError: there is nothing to train on, or classes differ; gives both sides.
+    """
+    train = [] if eval_only else list(cfg.DATASETS.TRAIN)
+    notes = []
+    if train:
+        notes += _check_objects(cfg, [contents[name] for name in train])
+    return notes + _check_classes(cfg, contents, train, _carried(cfg, eval_only, resume))
+
+
+def use_of(cfg: CfgNode, name: str, training: bool, evaluation: bool) -> Use:
+    """What a run with a config does with a data set.
+
+    Args:
+        cfg: the config.
+        name: of the data set.
+        training: it is trained on.
+        evaluation: it is evaluated on.
+    """
     return Use(
         training=training,
         evaluation=str(MetadataCatalog.get(name).get("evaluator_type")) if evaluation else "",

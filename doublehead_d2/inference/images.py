@@ -6,13 +6,13 @@ import os
 import warnings
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
-from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
+
+from doublehead_d2.data.pixels import DeepPixelsError, read_pixels
 
 
 def read_bgr(file_name: str) -> np.ndarray:
-    """Read an image as detectron2 does for training: by Pillow, turned as its EXIF says.
+    """Read an image as for training: by Pillow, turned as its EXIF says.
 
     Args:
         file_name: of any format that Pillow reads; of several frames the first.
@@ -27,25 +27,10 @@ def read_bgr(file_name: str) -> np.ndarray:
         with warnings.catch_warnings():
             # Of large images and odd metadata; what cannot be read is an error, and named.
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            _refuse_deep_pixels(file_name)
-            return np.ascontiguousarray(read_image(file_name, format="BGR"))
+            return np.ascontiguousarray(read_pixels(file_name))
     # Decoders meet damage with whatever comes: SyntaxError, struct.error.
     except Exception as error:
         raise ValueError(f"{file_name}: {_reason(file_name, error)}") from error
-
-
-class _DeepPixelsError(ValueError):
-    """Values that do not fit into 8 bits."""
-
-
-def _refuse_deep_pixels(file_name: str) -> None:
-    """Refuse what Pillow would cut to 8 bits, so that all above 255 is white."""
-    with PathManager.open(file_name, "rb") as f, Image.open(f) as image:
-        if image.mode.startswith(("I", "F")):
-            raise _DeepPixelsError(
-                f"its pixels have more than 8 bits (mode '{image.mode}' of Pillow); convert it to "
-                "8 bits, as the images that the model was trained on"
-            )
 
 
 def _reason(file_name: str, error: Exception) -> str:
@@ -61,7 +46,7 @@ def _reason(file_name: str, error: Exception) -> str:
         return "there is no such file"
     if (mimetypes.guess_type(file_name)[0] or "").startswith("video/"):
         return "a video; make images of its frames first: ffmpeg -i VIDEO frame_%05d.png"
-    if isinstance(error, _DeepPixelsError):
+    if isinstance(error, DeepPixelsError):
         return str(error)
     if os.path.isfile(file_name) and not os.path.getsize(file_name):
         return "the file is empty"

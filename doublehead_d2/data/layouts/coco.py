@@ -11,8 +11,9 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from doublehead_d2.data import kinds
 from doublehead_d2.data.coco_file import inspect_coco, read_annotation_file
-from doublehead_d2.data.findings import Contents, Use
+from doublehead_d2.data.findings import Contents, Findings, Use
 from doublehead_d2.data.layouts.coco_boxes import to_pixels_xywh
 from doublehead_d2.data.layouts.coco_images import complete_images
 from doublehead_d2.data.layouts.dataset import OwnDataset
@@ -47,16 +48,16 @@ class CocoDataset(OwnDataset):
         """Whether COCO's metric can take the file as it stands."""
         return self._stamp == _stamp(self.entry.annotations) or not self._read()[1]
 
-    def inspect(self, where: str, use: Use) -> Contents:
+    def inspect(self, use: Use, findings: Findings) -> Contents:
         """As `inspect_coco_file`, and what was brought into COCO's form.
 
         Raises:
             ValueError: names the first faults.
         """
         data, notes = self._read()
-        contents = inspect_coco(where, data, MetadataCatalog.get(self.name), use)
-        contents.notes = notes + contents.notes
-        return contents
+        for note in notes:
+            findings.add(kinds.CONVERTED, note)
+        return inspect_coco(data, MetadataCatalog.get(self.name), use, findings)
 
     def metadata(self) -> dict[str, Any]:
         """As `register_coco_instances` sets it."""

@@ -7,8 +7,9 @@ a word and ends at AP 0. A single box proves nothing; those of a whole file do.
 from collections.abc import Sequence
 from typing import Any
 
+from doublehead_d2.data import kinds
 from doublehead_d2.data.entries import BOXES
-from doublehead_d2.data.findings import are_coordinates
+from doublehead_d2.data.findings import FaultError, are_coordinates
 
 Record = dict[str, Any]
 
@@ -35,7 +36,8 @@ def to_pixels_xywh(where: str, data: Record, boxes: str) -> list[str]:
     sized = _sized(data)
     if not boxes:
         if found := describe_boxes([(x["bbox"], *size) for x, size in sized]):
-            raise ValueError(f"{where}: {found}; allowed: {_lines(found)}")
+            kind = kinds.NORMALISED if "from 0 to 1" in found else kinds.XYXY
+            raise FaultError(kind, f"{where}: {found}; allowed: {_lines(found)}")
         return []
     if boxes == "xywh":
         return []

@@ -7,8 +7,9 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
+from doublehead_d2.data import kinds
 from doublehead_d2.data.entries import Entry
-from doublehead_d2.data.findings import Contents, Use
+from doublehead_d2.data.findings import Contents, FaultError, Findings, Use
 
 Record = dict[str, Any]
 
@@ -41,12 +42,12 @@ class OwnDataset(ABC):
         """
 
     @abstractmethod
-    def inspect(self, where: str, use: Use) -> Contents:
+    def inspect(self, use: Use, findings: Findings) -> Contents:
         """Look at all annotations, once.
 
         Args:
-            where: how messages begin.
             use: what a run does with it.
+            findings: what is found is added to them.
 
         Raises:
             ValueError: names the first faults.
@@ -73,10 +74,11 @@ class OwnDataset(ABC):
         metadata = MetadataCatalog.get(self.name)
         known = list(metadata.get("thing_classes") or names)
         if known != list(names):
-            raise ValueError(
+            raise FaultError(
+                kinds.OTHER_CLASSES,
                 f"{self.where}: its classes are {list(names)}, and it is registered with {known} "
                 "(a config registers its DATASETS.CLASS_NAMES, too); allowed: the same, as "
-                f"`classes: {known}` in its entry of DATASETS.REGISTER states them"
+                f"`classes: {known}` in its entry of DATASETS.REGISTER states them",
             )
         metadata.thing_classes = list(names)
 
@@ -91,16 +93,18 @@ class OwnDataset(ABC):
         """
         entry = self.entry
         if unknown := [name for name in entry.rename if name not in theirs]:
-            raise ValueError(
+            raise FaultError(
+                kinds.OTHER_CLASSES,
                 f"{self.where}: `rename` of its entry has {unknown[0]!r}; allowed: the classes of "
-                f"the data, {list(theirs)}"
+                f"the data, {list(theirs)}",
             )
         ours = {name: entry.rename.get(name, name) for name in theirs}
         names = list(entry.classes) or list(dict.fromkeys(ours.values()))
         if missing := [name for name in ours.values() if name not in names]:
-            raise ValueError(
+            raise FaultError(
+                kinds.OTHER_CLASSES,
                 f"{self.where}: it has the class {missing[0]!r}, which `classes` of its entry, "
                 f"{names}, lacks; allowed: all classes of the data, or `rename` for those that "
-                "have another name here"
+                "have another name here",
             )
         return names, {name: names.index(our) for name, our in ours.items()}

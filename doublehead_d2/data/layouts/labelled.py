@@ -9,7 +9,9 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from doublehead_d2.data.findings import Contents, Faults, ImageFile, Use
+from doublehead_d2.data import kinds
+from doublehead_d2.data.census import judge_box
+from doublehead_d2.data.findings import Contents, Findings, ImageFile, Use
 
 Record = dict[str, Any]
 
@@ -66,7 +68,7 @@ def _annotation(labelled: LabelledObject, numbers: Mapping[str, int]) -> Record:
 
 
 def describe(
-    images: Sequence[LabelledImage], names: Sequence[str], use: Use, faults: Faults
+    images: Sequence[LabelledImage], names: Sequence[str], use: Use, findings: Findings
 ) -> Contents:
     """What is in a data set, and what of it a run cannot use.
 
@@ -74,35 +76,37 @@ def describe(
         images: of the data set.
         names: its classes.
         use: what the run does with it.
-        faults: where what is wrong is added.
+        findings: what is found is added to them.
     """
     contents = Contents(list(names))
-    flat = []
     # VOC's metric leaves out what is difficult.
     skips_difficult = use.evaluation == "pascal_voc"
     for image in images:
         objects = image.objects
         for labelled in objects:
             if use.mask_format and not labelled.polygons:
-                faults.add(
-                    f"an object of '{image.path}' has no outline, which MODEL.MASK_ON True needs"
+                findings.add(
+                    kinds.BAD_MASK,
+                    f"an object of '{image.path}' has no outline, which MODEL.MASK_ON True needs",
                 )
-            if not _has_area(labelled.box, image):
-                flat.append(image.path)
+            _judge(labelled, image, contents, findings)
+        if findings.reports:
+            contents.census.count_image(image.path, image.path, image.width, image.height)
         counted = sum(not (x.is_difficult and skips_difficult) for x in objects)
         contents.objects = (contents.objects or 0) + counted
         if objects or use.evaluation or not use.skips_empty:
             contents.images.append(ImageFile(image.path, image.width, image.height))
     if use.keypoints:
-        faults.add("it has no keypoints, which MODEL.KEYPOINT_ON True needs")
-    if flat:
-        contents.notes.append(
-            "objects without area in their image, which training leaves out and the evaluation "
-            f"counts as missed: {len(flat):,}, the first is in '{flat[0]}'"
-        )
+        findings.add(kinds.BAD_KEYPOINTS, "it has no keypoints, which MODEL.KEYPOINT_ON True needs")
     return contents
 
 
-def _has_area(box: Sequence[float], image: LabelledImage) -> bool:
-    x0, y0, x1, y1 = box
-    return min(x1, image.width) > max(x0, 0) and min(y1, image.height) > max(y0, 0)
+def _judge(
+    labelled: LabelledObject, image: LabelledImage, contents: Contents, findings: Findings
+) -> None:
+    found = [judge_box(labelled.box, image.width, image.height)]
+    if findings.reports and labelled.name in contents.classes:
+        index = contents.classes.index(labelled.name)
+        found.append(contents.census.count(image.path, index, labelled.box))
+    for kind in filter(None, found):
+        findings.add(kind, f"an object of '{image.path}'")

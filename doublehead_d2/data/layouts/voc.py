@@ -4,7 +4,16 @@ import os
 import xml.etree.ElementTree as ET
 from typing import Any
 
-from doublehead_d2.data.findings import COORDINATES, Contents, Faults, Use, are_coordinates
+from doublehead_d2.data import kinds
+from doublehead_d2.data.findings import (
+    COORDINATES,
+    Contents,
+    FaultError,
+    Findings,
+    Use,
+    are_coordinates,
+    kind_of_box,
+)
 from doublehead_d2.data.image_files import read_header
 from doublehead_d2.data.layouts.dataset import OwnDataset
 from doublehead_d2.data.layouts.image_folder import IMAGE_TYPES, find_image, list_images
@@ -33,36 +42,38 @@ class VocDataset(OwnDataset):
         Raises:
             ValueError: says what is wrong with which file.
         """
-        faults = Faults(self.where)
-        images, numbers, _ = self._read(faults)
-        faults.refuse()
+        findings = Findings(self.where)
+        images, numbers, _ = self._read(findings)
+        findings.refuse()
         return as_records(images, numbers)
 
-    def inspect(self, where: str, use: Use) -> Contents:
+    def inspect(self, use: Use, findings: Findings) -> Contents:
         """Look at the annotation of each image.
 
         Raises:
             ValueError: names the first faults: the file, its value and what is allowed.
         """
-        faults = Faults(where)
-        images, numbers, notes = self._read(faults)
+        images, numbers, notes = self._read(findings)
+        for note in notes:
+            findings.add(kinds.CONVERTED, note)
         names = self._names(numbers)
-        contents = describe(images, names, use, faults)
+        contents = describe(images, names, use, findings)
         if use.evaluation == "pascal_voc":
             seen = {numbers[x.name] for i in images for x in i.objects if not x.is_difficult}
             unseen = [name for index, name in enumerate(names) if index not in seen]
             if seen and unseen:
-                notes.append(
+                findings.add(
+                    kinds.CLASS_NOT_SCORED,
                     f"it has no object of {unseen}: VOC's metric gives each of them AP "
-                    f"{UNSEEN[self.entry.year]}, and that goes into the mean"
+                    f"{UNSEEN[self.entry.year]}, and that goes into the mean",
                 )
             if slash := [name for name in names if "/" in name]:
-                faults.add(
+                findings.add(
+                    kinds.OTHER_CLASSES,
                     f"it has the class {slash[0]!r}, and VOC's metric writes a file of that name; "
-                    "allowed: names without '/', or `evaluator: coco` in its entry"
+                    "allowed: names without '/', or `evaluator: coco` in its entry",
                 )
-        faults.refuse()
-        contents.notes = notes + contents.notes
+        findings.refuse()
         return contents
 
     def write_voc(self, folder: str) -> None:
@@ -74,9 +85,9 @@ class VocDataset(OwnDataset):
         Raises:
             ValueError: as calling it.
         """
-        faults = Faults(self.where)
-        images, numbers, _ = self._read(faults)
-        faults.refuse()
+        findings = Findings(self.where)
+        images, numbers, _ = self._read(findings)
+        findings.refuse()
         names = self._names(numbers)
         os.makedirs(os.path.join(folder, "Annotations"))
         for image in images:
@@ -107,10 +118,10 @@ class VocDataset(OwnDataset):
         """The folder."""
         return [(self.entry.folder, True)]
 
-    def _read(self, faults: Faults) -> tuple[list[LabelledImage], dict[str, int], list[str]]:
+    def _read(self, findings: Findings) -> tuple[list[LabelledImage], dict[str, int], list[str]]:
         """Images, the index of each class by its name in the data, and notes."""
-        root, files, is_all = self._files(faults)
-        names, numbers = self.number_classes(self._found_names(faults))
+        root, files, is_all = self._files(findings)
+        names, numbers = self.number_classes(self._found_names(findings))
         self.keep_classes(names)
         folders = [os.path.join(root, x) for x in IMAGE_FOLDERS]
         known = list_images(
@@ -128,19 +139,26 @@ class VocDataset(OwnDataset):
                 size, is_stated = _size(tree, image)
                 objects = [_read_object(x) for x in tree.iterfind("object")]
                 if strange := [x.name for x in objects if x.name not in numbers]:
-                    raise ValueError(f"an object is of class {strange[0]!r}; allowed: {names}")
+                    raise FaultError(
+                        kinds.UNKNOWN_CATEGORY,
+                        f"an object is of class {strange[0]!r}; allowed: {names}",
+                    )
             except OSError as error:
-                faults.add(f"'{path}': {error.strerror}")
+                findings.add(kinds.BROKEN_FILE, f"'{path}': {error.strerror}")
                 continue
             except (ET.ParseError, ValueError) as error:  # of the encoding, too
-                faults.add(f"'{path}': {error}")
+                kind = error.kind if isinstance(error, FaultError) else kinds.BROKEN_FILE
+                findings.add(kind, f"'{path}': {error}")
                 continue
             measured += not is_stated
             # The evaluator writes lines of words, the image the first of them.
             key = f"{number:06}" if spaces else image_id
             images.append(LabelledImage(key, image, *size, objects))
         if not files:
-            faults.add(f"there is no XML file of an image in '{root}'; allowed: one or more")
+            findings.add(
+                kinds.NOT_THE_LAYOUT,
+                f"there is no XML file of an image in '{root}'; allowed: one or more",
+            )
         notes = []
         if measured:
             notes.append(f"images without <size>, which was read from the files: {measured:,}")
@@ -155,7 +173,7 @@ class VocDataset(OwnDataset):
     def _names(self, numbers: dict[str, int]) -> list[str]:
         return self.number_classes(list(numbers))[0]
 
-    def _files(self, faults: Faults) -> tuple[str, dict[str, str], bool]:
+    def _files(self, findings: Findings) -> tuple[str, dict[str, str], bool]:
         """The folder, the XML files by image, and whether they are all that it has."""
         folder, split = self.entry.folder, self.entry.split
         names = os.path.join(folder, LISTS, f"{split}.txt")
@@ -164,11 +182,12 @@ class VocDataset(OwnDataset):
                 ids = [line.strip() for line in f if line.strip()]
             for line in ids:
                 if len(line.split()) == 2 and line.split()[1] in ("1", "0", "-1"):
-                    faults.add(
+                    findings.add(
+                        kinds.NOT_THE_LAYOUT,
                         f"'{names}' has the line {line!r}, as the lists of a single class do; "
-                        "allowed: the name of an image alone"
+                        "allowed: the name of an image alone",
                     )
-            faults.refuse()
+            findings.refuse()
             ids = [_stem(x) if x.lower().endswith(IMAGE_TYPES) else x for x in ids]
             annotations = _annotation_folder(folder)
             return folder, {x: os.path.join(annotations, f"{x}.xml") for x in ids}, False
@@ -194,7 +213,7 @@ class VocDataset(OwnDataset):
         ]
         return f"{', '.join(map(repr, sorted(found)))}, or none, for all of the folder"
 
-    def _found_names(self, faults: Faults) -> list[str]:
+    def _found_names(self, findings: Findings) -> list[str]:
         """The names of classes in all XML files of the folder, sorted.
 
         Of all, so that its splits have the same classes, whichever objects are in them.
@@ -242,7 +261,9 @@ def _size(tree: ET.Element, image: str) -> tuple[tuple[int, int], bool]:
     try:
         width, height = (int(float(text)) for text in texts)
     except (ValueError, OverflowError):
-        raise ValueError(f"<size> is {' x '.join(texts)}; allowed: whole numbers") from None
+        raise FaultError(
+            kinds.NO_IMAGE_SIZE, f"<size> is {' x '.join(texts)}; allowed: whole numbers"
+        ) from None
     if width > 0 and height > 0:
         return (width, height), True
     return read_header(image).size_read, False
@@ -256,16 +277,23 @@ def _read_object(element: ET.Element) -> LabelledObject:
     """
     name = (element.findtext("name") or "").strip()
     if not name:
-        raise ValueError("an object has no <name>")
+        raise FaultError(kinds.BROKEN_RECORD, "an object has no <name>")
     texts = [element.findtext(f"bndbox/{corner}") for corner in CORNERS]
     try:
         x0, y0, x1, y1 = (float(text or "") for text in texts)
     except ValueError:
-        raise ValueError(f"an object has the box {texts}; allowed: {COORDINATES}") from None
+        raise FaultError(
+            kinds.NO_BOX, f"an object has the box {texts}; allowed: {COORDINATES}"
+        ) from None
     if not are_coordinates((x0, y0, x1, y1)):
-        raise ValueError(f"an object has the box {texts}; allowed: {COORDINATES}")
+        raise FaultError(
+            kind_of_box((x0, y0, x1, y1)),
+            f"an object has the box {texts}; allowed: {COORDINATES}",
+        )
     difficult = (element.findtext("difficult") or "").strip().lower()
     if difficult not in YES + NO:
-        raise ValueError(f"an object has <difficult> {difficult!r}; allowed: 0 and 1")
+        raise FaultError(
+            kinds.BROKEN_RECORD, f"an object has <difficult> {difficult!r}; allowed: 0 and 1"
+        )
     # Pixels are counted from 1, and the last one belongs to the box.
     return LabelledObject(name, [x0 - 1, y0 - 1, x1, y1], is_difficult=difficult in YES)

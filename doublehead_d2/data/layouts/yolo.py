@@ -7,7 +7,15 @@ from typing import Any
 
 import yaml
 
-from doublehead_d2.data.findings import Contents, Faults, Use, are_coordinates
+from doublehead_d2.data import kinds
+from doublehead_d2.data.findings import (
+    Contents,
+    FaultError,
+    Findings,
+    Use,
+    are_coordinates,
+    kind_of_box,
+)
 from doublehead_d2.data.image_files import THREADS, read_header
 from doublehead_d2.data.layouts.dataset import OwnDataset
 from doublehead_d2.data.layouts.image_folder import IMAGE_TYPES
@@ -39,22 +47,22 @@ class YoloDataset(OwnDataset):
         Raises:
             ValueError: says what is wrong with which file.
         """
-        faults = Faults(self.where)
-        images, names, _ = self._read(faults)
-        faults.refuse()
+        findings = Findings(self.where)
+        images, names, _ = self._read(findings)
+        findings.refuse()
         return as_records(images, {name: i for i, name in enumerate(names)})
 
-    def inspect(self, where: str, use: Use) -> Contents:
+    def inspect(self, use: Use, findings: Findings) -> Contents:
         """Look at the labels of each image.
 
         Raises:
             ValueError: names the first faults: the file, its line and what is allowed.
         """
-        faults = Faults(where)
-        images, names, notes = self._read(faults)
-        contents = describe(images, names, use, faults)
-        faults.refuse()
-        contents.notes = notes + contents.notes
+        images, names, notes = self._read(findings)
+        for note in notes:
+            findings.add(kinds.CONVERTED, note)
+        contents = describe(images, names, use, findings)
+        findings.refuse()
         return contents
 
     def metadata(self) -> dict[str, Any]:
@@ -66,7 +74,7 @@ class YoloDataset(OwnDataset):
         """The file; what it names is looked for when it is read."""
         return [(self.entry.annotations, False)]
 
-    def _read(self, faults: Faults) -> tuple[list[LabelledImage], list[str], list[str]]:
+    def _read(self, findings: Findings) -> tuple[list[LabelledImage], list[str], list[str]]:
         """Images, our classes, and notes; objects have our names."""
         data = self._data()
         theirs = self._class_names(data)
@@ -79,7 +87,7 @@ class YoloDataset(OwnDataset):
         images, without = [], 0
         for number, (path, header) in enumerate(zip(paths, headers, strict=True), 1):
             labels = _label_path(path)
-            lines = _lines(labels, faults)
+            lines = _lines(labels, findings)
             without += lines is None
             objects = []
             for index, line in enumerate(lines or (), 1):
@@ -87,15 +95,16 @@ class YoloDataset(OwnDataset):
                     continue
                 try:
                     objects.append(_read_label(line, ours, header.size_read))
-                except ValueError as error:
-                    faults.add(f"'{labels}', line {index}: {error}")
+                except FaultError as error:
+                    findings.add(error.kind, f"'{labels}', line {index}: {error}")
             size = header.size_read if not header.error else (1, 1)  # the file is refused later
             images.append(LabelledImage(number, path, *size, objects))
         if paths and without == len(paths):
-            faults.add(
+            findings.add(
+                kinds.NOT_THE_LAYOUT,
                 f"no image has a file of labels, for '{paths[0]}' it would be "
                 f"'{_label_path(paths[0])}'; allowed: labels/ beside images/, or beside each "
-                "image"
+                "image",
             )
         notes = [f"images without a file of labels, taken as without objects: {without:,}"]
         return images, names, notes if without else []
@@ -106,7 +115,8 @@ class YoloDataset(OwnDataset):
             with open(path, encoding="utf-8") as f:
                 data = yaml.safe_load(f)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"'{path}' is no YAML: {' '.join(str(error).split())}") from None
+            text = " ".join(str(error).split())
+            raise FaultError(kinds.BROKEN_FILE, f"'{path}' is no YAML: {text}") from None
         if not isinstance(data, dict):
             raise ValueError(f"'{path}' is no data.yaml; allowed: YAML with names, train and val")
         return data
@@ -202,7 +212,7 @@ def _label_path(image: str) -> str:
     return f"{stem}.txt"
 
 
-def _lines(path: str, faults: Faults) -> list[str] | None:
+def _lines(path: str, findings: Findings) -> list[str] | None:
     """The lines of a file of labels; None where there is none."""
     try:
         with open(path, encoding="utf-8") as f:
@@ -210,7 +220,7 @@ def _lines(path: str, faults: Faults) -> list[str] | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        faults.add(f"'{path}': {error}")
+        findings.add(kinds.BROKEN_FILE, f"'{path}': {error}")
         return []
 
 
@@ -224,17 +234,22 @@ def _read_label(line: str, names: dict[int, str], size: Sequence[int]) -> Labell
     try:
         number, numbers = float(words[0]), [float(x) for x in words[1:]]
     except ValueError:
-        raise ValueError(f"{line!r:.80} has other words than numbers") from None
+        raise FaultError(kinds.NO_BOX, f"{line!r:.80} has other words than numbers") from None
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
-        raise ValueError(
+        raise FaultError(
+            kinds.NO_BOX,
             f"{len(words)} numbers; allowed: class, x, y, width, height, or class and an outline, "
-            "x y of three points or more"
+            "x y of three points or more",
         )
     if number not in names:
         known = ", ".join(map(str, list(names)[:20]))
-        raise ValueError(f"class {words[0]}; allowed: the numbers of `names`, {known}")
+        raise FaultError(
+            kinds.UNKNOWN_CATEGORY, f"class {words[0]}; allowed: the numbers of `names`, {known}"
+        )
     if not are_coordinates(numbers) or not all(-SLACK <= x <= 1 + SLACK for x in numbers):
-        raise ValueError(f"{line!r:.80}; allowed: shares of the image, 0 to 1")
+        raise FaultError(
+            kind_of_box(numbers), f"{line!r:.80}; allowed: shares of the image, 0 to 1"
+        )
     width, height = size
     name = names[int(number)]
     if len(numbers) == 4:
