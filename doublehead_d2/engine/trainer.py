@@ -159,7 +159,10 @@ class Trainer(DefaultTrainer):
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         mode_evaluators = [
             ModesEvaluator(
-                {mode: build_evaluator(name, os.path.join(folder, mode)) for mode in modes},
+                {
+                    mode: build_evaluator(name, os.path.join(folder, mode), cfg.TEST.COCO_API)
+                    for mode in modes
+                },
                 configured,
             )
             for name in cfg.DATASETS.TEST
@@ -185,7 +188,9 @@ class Trainer(DefaultTrainer):
             cfg.TEST.AUG.FLIP,
         )
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [build_evaluator(name, folder) for name in cfg.DATASETS.TEST]
+        evaluators = [
+            build_evaluator(name, folder, cfg.TEST.COCO_API) for name in cfg.DATASETS.TEST
+        ]
         mapper = NamingMapper(DatasetMapperTTA(cfg))  # which cannot resize an image of one row
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model, mapper), evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
@@ -209,9 +214,8 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
         """The evaluator that the metadata of the data set asks for."""
-        return build_evaluator(
-            dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        )
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return build_evaluator(dataset_name, folder, cfg.TEST.COCO_API)
 
 
 def _check_scaled(cfg: CfgNode) -> None:

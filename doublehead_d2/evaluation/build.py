@@ -9,28 +9,33 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
+from doublehead_d2.config.coco_api import uses_hotcoco
 from doublehead_d2.data.coco_gaps import fill_gaps
 from doublehead_d2.evaluation.ap70 import AP70COCOEvaluator, AP70VOCEvaluator
 
 EVALUATOR_TYPES = ("coco", "pascal_voc")
 
 
-def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def build_evaluator(
+    dataset_name: str, output_folder: str, coco_api: str = "auto"
+) -> DatasetEvaluator:
     """Build the evaluator of a registered data set. Every process must call it.
 
     Args:
         dataset_name: name in detectron2's catalogs; its metadata `evaluator_type` decides.
         output_folder: where the evaluator writes its files.
+        coco_api: as TEST.COCO_API.
 
     Raises:
-        ValueError: the metadata names no evaluator, or one that is not known here.
+        ValueError: the metadata names no evaluator, or one that is not known here; hotcoco is
+            asked for and not installed.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type == "pascal_voc":
         return AP70VOCEvaluator(dataset_name)
     if evaluator_type == "coco":
         _drop_converted_annotations(dataset_name, output_folder)
-        evaluator = AP70COCOEvaluator(dataset_name, output_dir=output_folder)
+        evaluator = _coco_evaluator(coco_api)(dataset_name, output_dir=output_folder)
         if filled := fill_gaps(evaluator._coco_api):
             # There may be many evaluations of a data set.
             log_first_n(logging.WARNING, f"Data set '{dataset_name}': {filled}.", key="message")
@@ -40,6 +45,14 @@ def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
         f"allowed: {', '.join(map(repr, EVALUATOR_TYPES))}. Set it with "
         f"MetadataCatalog.get('{dataset_name}').evaluator_type = ..."
     )
+
+
+def _coco_evaluator(coco_api: str) -> type[AP70COCOEvaluator]:
+    if not uses_hotcoco(coco_api):
+        return AP70COCOEvaluator
+    from doublehead_d2.evaluation.fast_coco import FastCOCOEvaluator  # imports hotcoco
+
+    return FastCOCOEvaluator
 
 
 def _drop_converted_annotations(dataset_name: str, output_folder: str) -> None:
