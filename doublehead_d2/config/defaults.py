@@ -17,6 +17,10 @@ def add_doublehead_config(cfg: CfgNode) -> None:
     # of its data set, so that a saved config carries the names to where the data set is not.
     cfg.DATASETS.CLASS_NAMES = []
 
+    # A training from MODEL.WEIGHTS starts class scores, and boxes and masks of a class each, anew
+    # although the file has them: for as many classes of another meaning. --resume keeps them.
+    cfg.MODEL.NEW_PREDICTORS = False
+
     # How images are resized to INPUT.MIN_SIZE_* and MAX_SIZE_*: as detectron2 does, or, for
     # published models, as "mmdet" (OpenCV) or "maskrcnn_benchmark" (truncated size) does. Honoured
     # by train_net.py and inference.Predictor; DefaultPredictor and test-time augmentation keep
