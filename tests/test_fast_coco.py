@@ -26,7 +26,7 @@ from doublehead_d2.evaluation import build_evaluator, fast_coco
 from doublehead_d2.evaluation.ap70 import AP70COCOEvaluator
 from doublehead_d2.evaluation.fast_coco import FastCOCOEvaluator
 
-SIZE = 320  # large objects have 96 x 96 pixels
+SIZE = 160  # large objects have 96 x 96 pixels
 IMAGES, CATEGORIES = 12, (3, 7, 11)  # ids with gaps
 KEYPOINTS = 5
 SIGMAS = [0.025, 0.05, 0.1, 0.03, 0.2]
@@ -44,7 +44,7 @@ def polygon(rng: np.random.Generator, box: np.ndarray) -> list[float]:
 
 def random_box(rng: np.random.Generator) -> np.ndarray:
     """XYWH, small, medium and large."""
-    size = np.exp(rng.uniform(np.log(8), np.log(200), 2))
+    size = np.exp(rng.uniform(np.log(8), np.log(140), 2))
     return np.concatenate([rng.uniform(0, SIZE - size), size])
 
 
