@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
-from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
-from torch.nn.parallel import DistributedDataParallel
 
 from doublehead_d2.checkpoint.convert import find_foreign, read_foreign
 from doublehead_d2.checkpoint.download import download, file_name, hash_in_name
@@ -89,15 +87,11 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As `DetectionCheckpointer.resume_or_load`."""
         if self._new_predictors and not (resume and self.has_checkpoint()):
-            self._anew = class_layers(self._bare_model())
+            self._anew = class_layers(self.model)
         try:
             return super().resume_or_load(path, resume=resume)
         finally:
             self._anew = ()
-
-    def _bare_model(self) -> nn.Module:
-        model = self.model
-        return model.module if isinstance(model, DistributedDataParallel) else model
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As `DetectionCheckpointer.load`; URLs of files with their hash in the name are checked.
@@ -188,7 +182,7 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
         )
         logger.info("%s", summary.text())
         idle = idle_norms(self.model, set(loaded))
-        for sentence in summary.half_filled(class_layers(self._bare_model()), idle):
+        for sentence in summary.half_filled(class_layers(self.model), idle):
             logger.warning("%s", sentence)
         self._warn_of_settings(checkpoint, idle)
         return incompatible

@@ -62,7 +62,8 @@ class FastCOCOEvaluator(AP70COCOEvaluator):
 
     def _takes(self, task: str, results: list[Record]) -> bool:
         """Whether hotcoco scores a task; if not, the log says why."""
-        why = _refusal(task, self._coco_api, results, len(self._params(task).kpt_oks_sigmas))
+        sigmas = getattr(self._params(task), "kpt_oks_sigmas", ())
+        why = _refusal(task, self._coco_api, results, len(sigmas))
         if why:
             self._logger.info("pycocotools scores %s, not hotcoco: %s.", task, why)
         return not why
@@ -73,7 +74,6 @@ class FastCOCOEvaluator(AP70COCOEvaluator):
         params.imgIds = sorted(set(self._coco_api.imgs if img_ids is None else img_ids))
         params.catIds = sorted(self._coco_api.cats)
         if task != "keypoints":
-            params.kpt_oks_sigmas = ()
             params.maxDets = sorted(self._max_dets_per_image)
         elif self._kpt_oks_sigmas:
             params.kpt_oks_sigmas = np.array(self._kpt_oks_sigmas)
@@ -121,37 +121,26 @@ def _accumulate(
     # hotcoco's ids are 0 and above; the order of images decides among equal scores.
     images = {key: number for number, key in enumerate(sorted(truth.imgs))}
     classes = {key: number for number, key in enumerate(sorted(truth.cats))}
-
-    def numbered(record: Record, fields: Sequence[str]) -> Record:
-        return {
-            "image_id": images[record["image_id"]],
-            "category_id": classes[record["category_id"]],
-            **{field: record[field] for field in fields},
-        }
-
-    def object_of(number: int, annotation: Record) -> Record:
-        crowd = int(bool(annotation["iscrowd"]))
-        return {**numbered(annotation, ("area", *OF_OBJECTS[task])), "id": number, "iscrowd": crowd}
-
     objects = hotcoco.COCO(
         {
             "images": [
-                {
-                    "id": number,
-                    "height": truth.imgs[key]["height"],
-                    "width": truth.imgs[key]["width"],
-                }
+                {"id": number, **{side: truth.imgs[key][side] for side in ("height", "width")}}
                 for key, number in images.items()
             ],
             "categories": [{"id": number, "name": str(number)} for number in classes.values()],
             "annotations": [
-                object_of(number, annotation)
+                {
+                    **_numbered(annotation, images, classes, ("area", *OF_OBJECTS[task])),
+                    "id": number,
+                    "iscrowd": int(bool(annotation["iscrowd"])),
+                }
                 for number, annotation in enumerate(truth.dataset["annotations"], 1)
                 if annotation["image_id"] in images and annotation["category_id"] in classes
             ],
         }
     )
-    detections = [numbered(result, ("score", *OF_DETECTIONS[task])) for result in results]
+    fields = ("score", *OF_DETECTIONS[task])
+    detections = [_numbered(result, images, classes, fields) for result in results]
     evaluation = hotcoco.COCOeval(objects, objects.load_res(detections), task)
     evaluation.params.img_ids = [images[key] for key in params.imgIds]
     evaluation.params.max_dets = list(params.maxDets)
@@ -162,3 +151,14 @@ def _accumulate(
     assert evaluation.eval is not None, "hotcoco has accumulated nothing"
     found = {key: evaluation.eval[key] for key in ("precision", "recall", "scores")}
     return {"params": params, "counts": list(found["precision"].shape), **found}
+
+
+def _numbered(
+    record: Record, images: dict[Any, int], classes: dict[Any, int], fields: Sequence[str]
+) -> Record:
+    """The fields of an object or a detection, with its image and class by number."""
+    return {
+        "image_id": images[record["image_id"]],
+        "category_id": classes[record["category_id"]],
+        **{field: record[field] for field in fields},
+    }
