@@ -395,10 +395,10 @@ def test_a_task_of_each(both: Place, by_hotcoco: list, monkeypatch: pytest.Monke
     """Results stand in detectron2's order, whoever gave them."""
     data = random_data(20)
     both.register(data)
-    reasons = {"bbox": "of a test"}
+    reasons = {"segm": "of a test"}
     monkeypatch.setattr(fast_coco, "_refusal", lambda task, *_: reasons.get(task, ""))
     found = both.compare(random_detections(data), _kpt_oks_sigmas=SIGMAS)
-    assert by_hotcoco == ["keypoints", "segm"] and list(found) == ALL
+    assert by_hotcoco == ["bbox", "keypoints"] and list(found) == ALL
 
 
 # -- the choice ------------------------------------------------------------------------------------
