@@ -172,7 +172,9 @@ def test_without_a_checkpoint_to_resume_predictors_start_anew(tmp_path: Path) ->
     assert not torch.equal(state_of(ours)[f"{SCORES}.weight"], before)
 
 
-def test_detectron2s_models_fill_double_head(tmp_path: Path) -> None:
+def test_detectron2s_models_fill_double_head(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of another number of classes: backbone, FPN, RPN and fc-head."""
     theirs, ours = model_of(small_cfg(*STOCK)), model_of(small_cfg(*EXT, CLASSES_KEY, 2), seed=1)
     DoubleHeadCheckpointer(ours).resume_or_load(saved(theirs, tmp_path), resume=False)
@@ -180,6 +182,7 @@ def test_detectron2s_models_fill_double_head(tmp_path: Path) -> None:
     for key, value in state_of(ours).items():
         taken = "reg_" not in key and "box_predictor" not in key
         torch.testing.assert_close(value, (file if taken else before)[key], rtol=0, atol=0)
+    assert warnings_of(caplog) == []  # a part that the file does not have at all is no half
 
 
 # -- parts filled by half --------------------------------------------------------------------------

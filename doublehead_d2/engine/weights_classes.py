@@ -31,7 +31,7 @@ def classes_of_weights(weights: str) -> list[str]:
         return class_names_in(os.path.join(os.path.dirname(weights), "config.yaml"))
     dataset = None
     published = PUBLISHED.get(weights.removeprefix(PREFIX)) if weights.startswith(PREFIX) else None
-    if published and published.detector and published.num_classes == COCO_CLASSES:
+    if published and published.num_classes == COCO_CLASSES:  # a backbone has others
         dataset = "coco_2017_val"
     for prefix in ZOO_PREFIXES:
         if weights.startswith(prefix):
