@@ -32,6 +32,7 @@ DC5 = (
     *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", 2),
 )
 NO_CONTEXT = ("MODEL.ROI_GRCN.CLS_HEAD.CONTEXT", "none")
+CLS_SCORE = "roi_heads.box_predictor.cls_score"
 
 
 def part(model: nn.Module, name: str) -> dict[str, Tensor]:
@@ -186,7 +187,10 @@ def test_c4_fills_both_branches(tmp_path: Path, caplog: pytest.LogCaptureFixture
         # Its scores are from 2D channels.
         "  roi_heads.box_predictor: 1 of 2 tensors, the rest as initialised",
         "  roi_heads.reg_predictor: 2 of 2 tensors, from roi_heads.box_predictor",
+        f"  of another shape, as initialised: {CLS_SCORE} (6 x 128, here 6 x 256)",
     ]
+    assert "fills roi_heads.box_predictor by half: 1 of its tensors are from there" in caplog.text
+    assert "(cls_score.bias), and 1 as initialised (cls_score.weight)" in caplog.text
 
 
 def test_c4_of_a_run_in_several_processes(tmp_path: Path) -> None:

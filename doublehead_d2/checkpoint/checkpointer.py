@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -20,6 +19,8 @@ from doublehead_d2.checkpoint.reading import load_tensors, refuse_code_in_pickle
 from doublehead_d2.checkpoint.settings import differing_settings, idle_norms
 from doublehead_d2.checkpoint.sources import SOURCES
 from doublehead_d2.checkpoint.sources.source import PREFIX
+from doublehead_d2.checkpoint.summary import Loaded
+from doublehead_d2.modeling.parts import class_layers
 from doublehead_d2.modeling.siblings import fill_missing
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class _TensorsOnly(Checkpointer):
 
     It also sees the names that detectron2 has given to the tensors of its older zoos.
     """
+
+    _anew: Collection[str] = ()  # layers that a file shall not fill
 
     def _load_file(self, f: str) -> dict[str, Any]:
         checkpoint = load_tensors(f)
@@ -55,6 +58,8 @@ class _TensorsOnly(Checkpointer):
         for name, module in self.model.named_modules():
             if hasattr(module, "siblings"):
                 self._origins |= fill_missing(module, offered, f"{name}." if name else "")
+        for key in [key for key in offered if key.rpartition(".")[0] in self._anew]:
+            del offered[key]
         self._offered = set(offered)
         _check_finite(self._path, {key: x for key, x in offered.items() if key in wanted})
         return super()._load_model(checkpoint)
@@ -65,10 +70,28 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
 
     After loading, `missing_keys` are the model's tensors that the file did not have.
 
+    Args:
+        new_predictors: a training that starts, by `resume_or_load`, takes no class scores, and no
+            boxes and masks of a class each, from the file; one that is resumed does.
+        args, kwargs: as `DetectionCheckpointer`.
+
     Raises while loading:
         ValueError: a file that would run code, is damaged, foreign and not convertible, has
             nothing for this model, or weights that are not finite.
     """
+
+    def __init__(self, *args: Any, new_predictors: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._new_predictors = new_predictors
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As `DetectionCheckpointer.resume_or_load`."""
+        if self._new_predictors and not (resume and self.has_checkpoint()):
+            self._anew = class_layers(self.model)
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._anew = ()
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As `DetectionCheckpointer.load`; URLs of files with their hash in the name are checked.
@@ -148,12 +171,23 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
                 f"shape of the model's; found {', '.join(sorted(self._offered)[:5])} ..."
             )
         self.missing_keys = [key for key in model_keys if key not in taken]
-        unused = sorted(self._offered.difference(model_keys))
-        logger.info("%s", _summary(self._path, model_keys, loaded, unused, self._origins))
-        self._warn_of_settings(checkpoint, set(loaded))
+        summary = Loaded(
+            path=self._path,
+            model_keys=model_keys,
+            loaded=loaded,
+            unused=sorted(self._offered.difference(model_keys)),
+            origins=self._origins,
+            other_shapes=incompatible.incorrect_shapes,
+            anew=self._anew,
+        )
+        logger.info("%s", summary.text())
+        idle = idle_norms(self.model, set(loaded))
+        for sentence in summary.half_filled(class_layers(self.model), idle):
+            logger.warning("%s", sentence)
+        self._warn_of_settings(checkpoint, idle)
         return incompatible
 
-    def _warn_of_settings(self, checkpoint: dict[str, Any], loaded: set[str]) -> None:
+    def _warn_of_settings(self, checkpoint: dict[str, Any], idle: list[str]) -> None:
         """Say what makes these weights mean something else in this model."""
         record = checkpoint.get("converted_from")
         source = SOURCES.get(str(record.get("source"))) if isinstance(record, dict) else None
@@ -164,7 +198,6 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
                 "'%s' was trained with other settings, and its maps are not what it learned: %s.",
                 *(self._path, "; ".join(differing)),
             )
-        idle = idle_norms(self.model, loaded)
         if idle:
             logger.warning(
                 "'%s' has nothing for %d frozen batch norms, %s first, which normalise nothing "
@@ -245,34 +278,3 @@ def _move_stages(offered: dict[str, Any], wanted: Collection[str]) -> dict[str, 
             offered[new] = offered.pop(key)
             moved[new] = key
     return moved
-
-
-def _summary(
-    path: str,
-    model_keys: list[str],
-    loaded: list[str],
-    unused: list[str],
-    origins: Mapping[str, str],
-) -> str:
-    """A line for each part of the model: how many of its tensors came from the file."""
-    total, found = Counter(map(_part, model_keys)), Counter(map(_part, loaded))
-    lines = [f"Loaded from {path}:"]
-    for part, count in total.items():
-        rest = "" if found[part] == count else ", the rest as initialised"
-        sources = {
-            _part(origins[key]): None for key in loaded if key in origins and _part(key) == part
-        }
-        rest = f", from {', '.join(sources)}{rest}" if sources else rest
-        lines.append(f"  {part}: {found[part] or 'none'} of {count} tensors{rest}")
-    if unused:
-        parts = Counter(map(_part, unused))
-        lines.append("  not used: " + ", ".join(f"{part} ({n})" for part, n in parts.items()))
-    return "\n".join(lines)
-
-
-def _part(key: str) -> str:
-    """The part of a detector that a tensor belongs to."""
-    names = key.split(".")
-    if names[0] == "backbone" and len(names) > 1 and names[1].startswith("fpn_"):
-        return "backbone.fpn"
-    return ".".join(names[:2]) if len(names) > 2 else names[0]

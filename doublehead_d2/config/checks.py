@@ -10,6 +10,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils.file_io import PathManager
 
 from doublehead_d2.config import training
+from doublehead_d2.config.coco_api import uses_hotcoco
 from doublehead_d2.config.defaults import SYSTEMS
 from doublehead_d2.config.shared import (
     check_between,
@@ -87,11 +88,12 @@ def check_num_classes(cfg: CfgNode, *, from_data: bool = False) -> None:
 
 
 def check_evaluation(cfg: CfgNode) -> None:
-    """Refuse ways to evaluate that the model does not have; found only after training otherwise.
+    """Refuse ways to evaluate that there are not here; found only after training otherwise.
 
     Raises:
         ValueError: names the key that stands against it.
     """
+    uses_hotcoco(cfg.TEST.COCO_API)
     if cfg.TEST.AUG.ENABLED:
         check_tta_config(cfg)
     if not cfg.TEST.DOUBLE_HEAD_MODES:

@@ -17,6 +17,13 @@ REPORTS = (
     "Model:\n",
     "Full config saved to",  # which the report of our own says, too
     "Exception during training:",
+    "Following weights matched with",
+)
+# How fvcore tells of weights that do not fit, tensor by tensor; our checkpointer sums it up.
+LOADING = (
+    "Skip loading parameter",
+    "Some model parameters or buffers are not found in the checkpoint",
+    "The checkpoint state_dict contains keys that are not used by the model",
 )
 
 _handlers: list[logging.Handler] = []  # of the latest job
@@ -92,5 +99,7 @@ def _is_about_building(record: logging.LogRecord) -> bool:
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:
+    # The colourful formatter abbreviates the name in the record itself.
+    reports = {"detectron2": REPORTS, "d2": REPORTS, "fvcore": LOADING}
     name = record.name.split(".")[0]
-    return name not in ("detectron2", "d2") or not record.getMessage().startswith(REPORTS)
+    return not record.getMessage().startswith(reports.get(name, ()))

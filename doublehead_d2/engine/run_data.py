@@ -2,9 +2,7 @@
 
 import logging
 import os
-from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
@@ -12,6 +10,7 @@ from detectron2.utils.file_io import PathManager
 from doublehead_d2.data.classes import Named, check_number, compare_classes
 from doublehead_d2.data.contents import inspect_dataset
 from doublehead_d2.data.findings import Contents, Use
+from doublehead_d2.engine.weights_classes import class_names_in, note_kept_predictors
 from doublehead_d2.evaluation.build import check_evaluator
 
 logger = logging.getLogger(__name__)
@@ -68,7 +67,11 @@ def compare_data(
     notes = []
     if train:
         notes += _check_objects(cfg, [contents[name] for name in train])
-    return notes + _check_classes(cfg, contents, train, _carried(cfg, eval_only, resume))
+    notes += _check_classes(cfg, contents, train, _carried(cfg, eval_only, resume))
+    if train and not cfg.MODEL.NEW_PREDICTORS and not _resumes(cfg, resume):
+        names = Named(f"DATASETS.TRAIN '{train[0]}'", contents[train[0]].classes)
+        notes += note_kept_predictors(cfg.MODEL.WEIGHTS, names)
+    return notes
 
 
 def use_of(cfg: CfgNode, name: str, training: bool, evaluation: bool) -> Use:
@@ -177,27 +180,18 @@ def _carried(cfg: CfgNode, eval_only: bool, resume: bool) -> list[Named]:
     found = []
     if eval_only and cfg.DATASETS.CLASS_NAMES:
         found.append(Named("DATASETS.CLASS_NAMES", list(cfg.DATASETS.CLASS_NAMES)))
-    if resume and PathManager.isfile(os.path.join(output, "last_checkpoint")):
+    if _resumes(cfg, resume):
         folder = output
     elif eval_only and os.path.isfile(weights):
         folder = os.path.dirname(weights)
     else:
         return found
     path = os.path.join(folder, "config.yaml")
-    names = _class_names_in(path)
+    names = class_names_in(path)
     if names and names not in [named.names for named in found]:
         found.append(Named(f"the model's own config ('{path}')", names))
     return found
 
 
-def _class_names_in(path: str) -> list[str]:
-    """DATASETS.CLASS_NAMES of a config that training left; none where it says none."""
-    if not PathManager.isfile(path):
-        return []
-    with PathManager.open(path, "r") as f:
-        try:
-            config: Any = yaml.safe_load(f)
-            names = list(config["DATASETS"]["CLASS_NAMES"])
-        except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):  # another's
-            return []
-    return names if all(isinstance(name, str) for name in names) else []
+def _resumes(cfg: CfgNode, resume: bool) -> bool:
+    return resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))

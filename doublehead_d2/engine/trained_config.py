@@ -31,6 +31,7 @@ class TrainedConfigWriter(HookBase):
         if self.trainer.iter < self.trainer.max_iter:
             return
         self._cfg.defrost()
+        self._cfg.MODEL.NEW_PREDICTORS = False  # which asked for others than the final model's
         self._cfg.MODEL.WEIGHTS = os.path.join(self._cfg.OUTPUT_DIR, self._weights())
         with PathManager.open(os.path.join(self._cfg.OUTPUT_DIR, "config.yaml"), "w") as f:
             f.write(self._cfg.dump())

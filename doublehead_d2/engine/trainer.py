@@ -79,7 +79,10 @@ class Trainer(DefaultTrainer, EndsEarly):
         self._trainer = _build_steps(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DoubleHeadCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            new_predictors=cfg.MODEL.NEW_PREDICTORS,
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -173,7 +176,10 @@ class Trainer(DefaultTrainer, EndsEarly):
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         mode_evaluators = [
             ModesEvaluator(
-                {mode: build_evaluator(name, os.path.join(folder, mode)) for mode in modes},
+                {
+                    mode: build_evaluator(name, os.path.join(folder, mode), cfg.TEST.COCO_API)
+                    for mode in modes
+                },
                 configured,
             )
             for name in cfg.DATASETS.TEST
@@ -199,7 +205,9 @@ class Trainer(DefaultTrainer, EndsEarly):
             cfg.TEST.AUG.FLIP,
         )
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [build_evaluator(name, folder) for name in cfg.DATASETS.TEST]
+        evaluators = [
+            build_evaluator(name, folder, cfg.TEST.COCO_API) for name in cfg.DATASETS.TEST
+        ]
         mapper = NamingMapper(DatasetMapperTTA(cfg))  # which cannot resize an image of one row
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model, mapper), evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
@@ -229,9 +237,8 @@ class Trainer(DefaultTrainer, EndsEarly):
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
         """The evaluator that the metadata of the data set asks for."""
-        return build_evaluator(
-            dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        )
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return build_evaluator(dataset_name, folder, cfg.TEST.COCO_API)
 
 
 def _build_steps(

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
+from doublehead_d2.config.coco_api import uses_hotcoco
 from doublehead_d2.data.coco_gaps import fill_gaps
 from doublehead_d2.data.layouts.coco import CocoDataset
 from doublehead_d2.data.layouts.voc import VocDataset
@@ -21,15 +22,19 @@ from doublehead_d2.evaluation.own_voc import OwnVOCEvaluator
 EVALUATOR_TYPES = ("coco", "pascal_voc")
 
 
-def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def build_evaluator(
+    dataset_name: str, output_folder: str, coco_api: str = "auto"
+) -> DatasetEvaluator:
     """Build the evaluator of a registered data set. Every process must call it.
 
     Args:
         dataset_name: name in detectron2's catalogs; its metadata `evaluator_type` decides.
         output_folder: where the evaluator writes its files.
+        coco_api: as TEST.COCO_API.
 
     Raises:
-        ValueError: the metadata names no evaluator, or one that is not known here.
+        ValueError: the metadata names no evaluator, or one that is not known here; hotcoco is
+            asked for and not installed.
     """
     check_evaluator(dataset_name)
     own = own_dataset(dataset_name)
@@ -37,11 +42,19 @@ def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
         is_own = isinstance(own, VocDataset)
         return OwnVOCEvaluator(dataset_name) if is_own else AP70VOCEvaluator(dataset_name)
     with _ground_truth(dataset_name, output_folder):
-        evaluator = AP70COCOEvaluator(dataset_name, output_dir=output_folder)
+        evaluator = _coco_evaluator(coco_api)(dataset_name, output_dir=output_folder)
     if filled := fill_gaps(evaluator._coco_api):
         # There may be many evaluations of a data set.
         log_first_n(logging.WARNING, f"Data set '{dataset_name}': {filled}.", key="message")
     return evaluator
+
+
+def _coco_evaluator(coco_api: str) -> type[AP70COCOEvaluator]:
+    if not uses_hotcoco(coco_api):
+        return AP70COCOEvaluator
+    from doublehead_d2.evaluation.fast_coco import FastCOCOEvaluator  # imports hotcoco
+
+    return FastCOCOEvaluator
 
 
 def check_evaluator(dataset_name: str) -> None:

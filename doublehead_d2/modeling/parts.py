@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from detectron2.modeling import FastRCNNOutputLayers
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from torch import nn
 
 
@@ -40,3 +42,19 @@ def standard_parts(heads: StandardROIHeads) -> list[Part]:
             Part("keypoint_head", [keypoint], [keypoint.layers], *used, on_detections=True)
         )
     return parts
+
+
+def class_layers(model: nn.Module) -> list[str]:
+    """Names of the layers whose outputs belong to a class each, of whatever heads there are.
+
+    Those are all class scores, and the boxes and masks of a model that has them by class.
+    """
+    names = []
+    for name, module in model.named_modules():
+        if isinstance(module, FastRCNNOutputLayers):
+            names.append(f"{name}.cls_score")
+            if module.bbox_pred.out_features > len(module.box2box_transform.weights):
+                names.append(f"{name}.bbox_pred")
+        elif isinstance(module, MaskRCNNConvUpsampleHead) and module.predictor.out_channels > 1:
+            names.append(f"{name}.predictor")
+    return names
