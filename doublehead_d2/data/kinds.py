@@ -204,7 +204,9 @@ REPEATED_BOX = Kind(
 
 MISSING_IMAGE = _fault("missing_image", "images that are not there", "the loader would stop")
 UNREADABLE_IMAGE = _fault(
-    "unreadable_image", "files that are no image, or damaged at their beginning", "likewise"
+    "unreadable_image",
+    "files that are no image, or damaged at their beginning",
+    "the loader would stop",
 )
 DAMAGED_IMAGE = Kind(
     "damaged_image",
