@@ -26,6 +26,7 @@ from doublehead_d2.analysis.paper_tables import (
 from doublehead_d2.benchmark.machine import machine
 from doublehead_d2.config import fall_back_to_cpu, merge_opts
 from doublehead_d2.engine.log import start_logging
+from doublehead_d2.engine.memory import keep_freed_memory
 from doublehead_d2.engine.schedule import scale_schedule
 from doublehead_d2.engine.trainer import Trainer
 from doublehead_d2.evaluation import ModesEvaluator, build_evaluator, score_modes
@@ -35,16 +36,18 @@ BACKBONE = "backbone"  # the run whose backbone, FPN and RPN all others start fr
 BACKBONE_SCHEDULE = 6  # it starts from nothing and is trained this many times longer
 RESULT_FILE = "result.json"
 _EXT_CONFIG = "COCO-Detection/double_head_ext_rcnn_R_50_FPN_paper_1x.yaml"
-# The same for the rows without FPN: a ResNet of bottlenecks, which C4 has. It is trained below an
-# FPN, too, where it learns sooner than below the mean of RoIs.
+_C5_CONFIG = "COCO-Detection/faster_rcnn_R_50_C5_1x.yaml"
+# The same for the rows without FPN: a ResNet of bottlenecks, which C4 has. Its Conv5 has the stride
+# at which ImageNet's weights are trained, and a 2-fc head, below which it learns sooner than below
+# the mean of RoIs.
 C5_BACKBONE = "backbone_c5"
 # Configs of rows that are not named as they are in Ablations/
 _CONFIGS = {
     BACKBONE: _EXT_CONFIG,
-    C5_BACKBONE: _EXT_CONFIG,
+    C5_BACKBONE: _C5_CONFIG,
     EXT: _EXT_CONFIG,
     "faster_rcnn_c4": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
-    "faster_rcnn_c5": "COCO-Detection/faster_rcnn_R_50_C5_1x.yaml",
+    "faster_rcnn_c5": _C5_CONFIG,
     "grcn": "COCO-Detection/grcn_R_50_C5_1x.yaml",
 }
 
@@ -65,6 +68,8 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
     cfg.DATASETS.TEST = ()  # scored below, each row in its own way
     cfg.freeze()
     start_logging(str(folder))
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     default_setup(cfg, argparse.Namespace(config_file=""))
     start = time.perf_counter()
     trainer = Trainer(cfg)
@@ -110,14 +115,13 @@ def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) ->
     overlays = [
         "Overlay-Shapes-Backbones.yaml" if row in BACKBONES else "Overlay-Shapes-Study.yaml"
     ]
-    if row in GRCN:
+    if row in (C5_BACKBONE, *GRCN):
         overlays.append("Overlay-Shapes-Study-C5.yaml")
     for overlay in overlays:
         model_zoo.merge_config(cfg, model_zoo.get_config_file(overlay))
     if row == C5_BACKBONE:
-        rows = study_config(GRCN[0], seed, output)
-        rows.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES
-        cfg.MODEL.RESNETS, cfg.INPUT = rows.MODEL.RESNETS, rows.INPUT
+        cfg.MODEL.ROI_GRCN.CLS_HEAD.STRIDE = 32
+        cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
     merge_opts(cfg, opts)
     fall_back_to_cpu(cfg)
     cfg.SEED = seed
