@@ -289,7 +289,7 @@ def test_given_pictures_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     use_format(monkeypatch, lambda found: [found[0] + 1000, *found[1:]])
     exporter._format = FORMATS["torchscript"]
     monkeypatch.setattr("doublehead_d2.export.exporter.drawn_pictures", lambda: [])
-    with pytest.raises(ValueError, match=r"does not agree on one: boxes differ by 1e\+03"):
+    with pytest.raises(ValueError, match=r"does not agree on one: boxes differ by "):
         exporter.export(str(tmp_path / "b.ts"), [("one", picture)])
     assert not (tmp_path / "b.ts").exists()
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-import io
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -73,12 +72,11 @@ def _write_onnx(adapter: TracingAdapter, outputs: list[str], info: str, path: st
     # such as which RoIs a head is shown. torch 2.3 knows no other than that by a trace.
     known = inspect.signature(torch.onnx.export).parameters
     by_trace: dict[str, Any] = {"dynamo": False} if "dynamo" in known else {}
-    buffer = io.BytesIO()
     with torch.no_grad(), quiet():
         torch.onnx.export(
             adapter,
             adapter.flattened_inputs,
-            buffer,
+            path,
             input_names=list(INPUTS),
             output_names=outputs,
             dynamic_axes={INPUTS[0]: {0: "height", 1: "width"}}
@@ -86,7 +84,7 @@ def _write_onnx(adapter: TracingAdapter, outputs: list[str], info: str, path: st
             opset_version=OPSET,
             **by_trace,
         )
-    model = onnx.load_model_from_string(buffer.getvalue())
+    model = onnx.load(path)
     onnx.helper.set_model_props(model, {INFO: info})
     onnx.checker.check_model(model)
     onnx.save(model, path)

@@ -73,7 +73,7 @@ def _counterparts(instances: Instances, outputs: dict[str, Tensor]) -> Tensor:
     other |= ~((outputs["scores"] - instances.scores[:, None]).abs() <= MAX_SCORE)
     distances = outputs["boxes"].double() - instances.pred_boxes.tensor[:, None]  # R x R x 4
     distances = distances.abs().amax(dim=2).nan_to_num(1e9, posinf=1e9) + 1e6 * other
-    order = []
+    order: list[int] = []
     for row in distances:
         row[order] = torch.inf
         order.append(int(row.argmin()))
