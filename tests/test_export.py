@@ -310,7 +310,8 @@ def test_drawn_pictures_differ_in_size() -> None:
     pictures = dict(drawn_pictures())
     shapes = [image.shape[:2] for image in pictures.values()]
     assert len(set(shapes)) == len(shapes) == 5
-    assert pictures["a grey picture"].std() == 0 and pictures["the drawn picture 60x128"].std() > 0
+    # A flat one has equal scores, of which rounding says who is first.
+    assert all(image.reshape(-1, 3).std(axis=0).min() > 1 for image in pictures.values())
 
 
 def test_boxes_are_those_of_the_picture_before_it_was_resized() -> None:
