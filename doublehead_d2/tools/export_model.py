@@ -13,12 +13,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from doublehead_d2 import model_zoo
-from doublehead_d2.config import merge_opts
 from doublehead_d2.export import FORMATS, Exporter, Parity, check_export, format_of
 from doublehead_d2.files import prepare_output
 from doublehead_d2.inference.images import read_bgr
-from doublehead_d2.tools.options import USER_ERRORS, add_opts
+from doublehead_d2.tools.options import USER_ERRORS, add_opts, config_of
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -59,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(args: argparse.Namespace) -> None:
     file_format = format_of(args.output, args.format)
-    cfg = model_zoo.get_config(args.config)
-    merge_opts(cfg, args.opts)
+    cfg = config_of(args.config, args)
     check_export(cfg, file_format)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
