@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "doublehead_d2"
 # detectron2 cannot be declared: see pyproject.toml.
 OURS = {"detectron2", "doublehead_d2"}
+# Of the group "export", which those who export to ONNX install.
+OPTIONAL = {"onnx", "onnxruntime"}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -32,7 +34,8 @@ def imported(path: Path) -> Iterator[str]:
 def undeclared(files: list[Path]) -> dict[str, list[str]]:
     """The third-party modules, and the files that import them, which pip would not bring."""
     names = (split_requirement(line)[0] for line in declared_requirements(PACKAGE))
-    known = {module_of(name).split(".")[0] for name in names} | OURS | sys.stdlib_module_names
+    known = {module_of(name).split(".")[0] for name in names} | OURS | OPTIONAL
+    known |= sys.stdlib_module_names
     found: dict[str, list[str]] = {}
     for path in files:
         for module in sorted(set(imported(path)) - known):

@@ -131,7 +131,8 @@ def pool_whole_images(pooler: ROIPooler, maps: list[Tensor], image_sizes: ImageS
         own = []
         for features, align in zip(maps, pooler.level_poolers, strict=True):
             stride = round(1 / align.spatial_scale)
-            rows, columns = -(-height // stride), -(-width // stride)
+            # Rounded up, of positive numbers alone: ONNX does not round down, but towards zero.
+            rows, columns = (height + stride - 1) // stride, (width + stride - 1) // stride
             own.append(features[i : i + 1, :, :rows, :columns])
         # Sizes are tensors while a model is traced.
         corners = [torch.as_tensor(x).to(maps[0]) for x in (0, 0, width, height)]

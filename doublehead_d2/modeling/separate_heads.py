@@ -41,6 +41,8 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
     what becomes of it (:meth:`losses`, :meth:`inference`, :meth:`box_source_of`).
     """
 
+    onnx_obstacle = ""  # what stands against a system as ONNX, in words
+
     def __init__(
         self,
         *,

@@ -79,6 +79,8 @@ def _two_layers(dim: int, out: int) -> nn.Sequential:
 class TSDROIHeads(SeparateROIHeads[TSDPredictions]):
     """A head for classification and one for localisation, each where its offsets look."""
 
+    onnx_obstacle = "it pools every bin of a RoI at its own offset, in a way that ONNX lacks"
+
     @configurable
     def __init__(
         self,
