@@ -29,17 +29,22 @@ def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
     if evaluator_type == "pascal_voc":
         return AP70VOCEvaluator(dataset_name)
     if evaluator_type == "coco":
-        _drop_converted_annotations(dataset_name, output_folder)
-        evaluator = AP70COCOEvaluator(dataset_name, output_dir=output_folder)
-        if filled := fill_gaps(evaluator._coco_api):
-            # There may be many evaluations of a data set.
-            log_first_n(logging.WARNING, f"Data set '{dataset_name}': {filled}.", key="message")
-        return evaluator
+        return build_coco_evaluator(dataset_name, output_folder)
     raise ValueError(
         f"data set '{dataset_name}' has evaluator_type {evaluator_type!r}; "
         f"allowed: {', '.join(map(repr, EVALUATOR_TYPES))}. Set it with "
         f"MetadataCatalog.get('{dataset_name}').evaluator_type = ..."
     )
+
+
+def build_coco_evaluator(dataset_name: str, output_folder: str) -> AP70COCOEvaluator:
+    """Build an evaluator by COCO's metric, whatever the metadata asks for; else as above."""
+    _drop_converted_annotations(dataset_name, output_folder)
+    evaluator = AP70COCOEvaluator(dataset_name, output_dir=output_folder)
+    if filled := fill_gaps(evaluator._coco_api):
+        # There may be many evaluations of a data set.
+        log_first_n(logging.WARNING, f"Data set '{dataset_name}': {filled}.", key="message")
+    return evaluator
 
 
 def _drop_converted_annotations(dataset_name: str, output_folder: str) -> None:
