@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from doublehead_d2.analysis.errors import IOU, KINDS, STEPS
+from doublehead_d2.analysis.errors import KINDS, STEPS
 from doublehead_d2.benchmark.variants import VARIANTS
 
 # The same head everywhere; in TSD's pictures, too, classification is orange and localisation blue.
@@ -93,13 +93,13 @@ def plot_errors(content: Mapping[str, Any], folder: str) -> list[str]:
     Returns:
         the files.
     """
-    runs = content["runs"]
+    runs, iou = content["runs"], content["iou"]
     models = list(dict.fromkeys(run["model"] for run in runs))
     styles = [_style(run, models) for run in runs]
     figures = {
-        "errors": _kinds_of_error(runs, styles),
-        "thresholds": _over_thresholds(runs, styles),
-        "confusion": _confusion(runs, [*content["classes"], "background"]),
+        "errors": _kinds_of_error(runs, styles, iou),
+        "thresholds": _over_thresholds(runs, styles, iou),
+        "confusion": _confusion(runs, [*content["classes"], "background"], iou),
     }
     paths = []
     for name, figure in figures.items():
@@ -117,7 +117,7 @@ def _style(run: Mapping[str, Any], models: Sequence[str]) -> dict[str, str]:
 
 
 def _kinds_of_error(
-    runs: Sequence[Mapping[str, Any]], styles: Sequence[Mapping[str, str]]
+    runs: Sequence[Mapping[str, Any]], styles: Sequence[Mapping[str, str]], iou: float
 ) -> Figure:
     """dAP of each kind, a bar a run."""
     figure, plot = plt.subplots(figsize=(9, 4.5), layout="constrained")
@@ -130,7 +130,7 @@ def _kinds_of_error(
             label=run["name"],
         )  # fmt: skip
     plot.set_xticks(range(len(KINDS)), list(KINDS))
-    plot.set(ylabel=f"dAP, points of AP at IoU {IOU:g}", title="What mending a kind would gain")
+    plot.set(ylabel=f"dAP, points of AP at IoU {iou:g}", title="What mending a kind would gain")
     plot.grid(axis="y", alpha=0.3)
     plot.set_axisbelow(True)
     plot.legend(fontsize="small")
@@ -138,12 +138,14 @@ def _kinds_of_error(
 
 
 def _over_thresholds(
-    runs: Sequence[Mapping[str, Any]], styles: Sequence[Mapping[str, str]]
+    runs: Sequence[Mapping[str, Any]], styles: Sequence[Mapping[str, str]], iou: float
 ) -> Figure:
     """Precision, recall and F1 over the score threshold; a dot at the best F1."""
     figure, plots = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True, layout="constrained")
-    for run, style in zip(runs, styles, strict=True):
-        line = {"color": style["color"], "linestyle": style["linestyle"], "label": run["name"]}
+    for place, (run, style) in enumerate(zip(runs, styles, strict=True)):
+        line: dict[str, Any] = {"color": style["color"], "linestyle": style["linestyle"]}
+        # Thinner ones lie on others where these coincide, as scores of one head do.
+        line |= {"label": run["name"], "linewidth": max(1, 3.5 - 0.6 * place)}
         # None, where nothing is taken, becomes NaN, which is not drawn.
         precision, recall = (
             np.array(run["thresholds"][key], float) for key in ("precision", "recall")
@@ -157,12 +159,12 @@ def _over_thresholds(
     for plot, name in zip(plots, ("precision", "recall", "F1"), strict=True):
         plot.set(xlabel="score threshold", title=name, xlim=(0, 1), ylim=(0, 102))
         plot.grid(alpha=0.3)
-    plots[0].set(ylabel=f"% at IoU {IOU:g}, all classes together")
+    plots[0].set(ylabel=f"% at IoU {iou:g}, all classes together")
     plots[1].legend(fontsize="small")
     return figure
 
 
-def _confusion(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
+def _confusion(runs: Sequence[Mapping[str, Any]], names: Sequence[str], iou: float) -> Figure:
     """A matrix a run, coloured by the share of its row."""
     columns = min(4, len(runs))
     rows = -(-len(runs) // columns)
@@ -175,7 +177,7 @@ def _confusion(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figur
     for plot, run in zip(plots.flat, runs, strict=False):
         _draw_matrix(plot, np.array(run["confusion"]["matrix"], float), names)
         plot.set_title(f"{run['name']}\nscores from {run['confusion']['threshold']:.3f}", size=9)
-    figure.suptitle(f"Objects and the detections paired with them (IoU from {IOU:g})", size=10)
+    figure.suptitle(f"Objects and the detections paired with them (IoU from {iou:g})", size=10)
     return figure
 
 

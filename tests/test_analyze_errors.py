@@ -100,6 +100,7 @@ def test_a_model_in_all_modes(place: Place, capsys: pytest.CaptureFixture) -> No
     assert "| reg_head" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_models(place: Place) -> None:
     data = place.coco("val")
     first = write_model(place.folder / "ext", data)
@@ -118,6 +119,7 @@ def test_two_models(place: Place) -> None:
     assert "SCORE_THRESH_TEST is 0 and 0.06" in two and two in text
 
 
+@pytest.mark.slow
 def test_two_models_in_the_same_modes(place: Place) -> None:
     data = place.coco("val")
     # Scores of one head; the average of both, which is none of the four modes by its name
@@ -160,6 +162,9 @@ def test_stored_detections(place: Place, capsys: pytest.CaptureFixture) -> None:
     assert (difference["run"], difference["reference"]) == ("found", "other")
     assert difference["values"]["AP"] > 0 and "| found − other |" in text
     assert not (place.folder / "errors/inference").exists()
+    content, text = run(place, "--detections", one, "--dataset", data, "--iou", "0.75")
+    assert content["iou"] == 0.75 and content["differences"] == []
+    assert "AP at IoU 0.75 would gain" in text and "IoU 0.1 to 0.75; mended" in text
 
 
 def test_data_in_vocs_layout_and_words_as_image_ids(place: Place) -> None:
@@ -221,6 +226,7 @@ def test_what_is_refused(place: Place, capsys: pytest.CaptureFixture, tmp_path: 
         (("--detections", found), "--detections stands instead of CONFIG; allowed: with --dataset"),
         ((config, "--dataset", data, "--detections", found), "--detections stands instead of"),
         ((config, "--score-threshold", "1.5"), "--score-threshold is 1.5; allowed: 0 to 1"),
+        ((config, "--iou", "0.1"), "--iou is 0.1; allowed: above 0.1 and below 1"),
         ((config, str(other)), f"{CLASSES}, '{other}' has ['disc', 'rectangle', 'triangle']"),
         ((config, "--opts", "MODEL.WEIGHTS", ""), "MODEL.WEIGHTS is empty; allowed: the weights"),
         ((config, "--opts", "DATASETS.TEST", "()"), "DATASETS.TEST is empty; allowed: data to"),
@@ -272,6 +278,7 @@ def content_of(classes: int) -> dict[str, Any]:
         "objects": 1,
         "crowds": 0,
         "classes": names,
+        "iou": 0.5,
         "hotcoco": "1.3",
         "notes": [],
         "runs": [run],

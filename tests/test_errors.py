@@ -119,6 +119,17 @@ def test_duplicate_and_missed_cost_by_hand() -> None:
     assert kinds(result) == {"missed": (1, pytest.approx(100 - 100 * 51 / 101))}
 
 
+def test_another_iou_by_hand() -> None:
+    # IoU 0.6 with its object
+    detections = [("a", [0, 0, 10, 6], 0.8), FOUND_B]
+    assert kinds(run(detections)) == {}
+    result = run(detections, iou=0.75)
+    assert kinds(result) == {"localisation": (1, pytest.approx(50))}
+    assert result["confusion"]["matrix"] == [[0, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert result["best_f1"]["recall"] == result["thresholds"]["recall"][0] == 50
+    assert result["scores"] == run(detections)["scores"]
+
+
 def test_what_nothing_finds_is_said() -> None:
     assert run([FOUND_B])["unfound"] == ["a"]
     assert run([("a", [0, 0, 10, 3], 0.8), FOUND_B])["unfound"] == ["a"]
@@ -344,7 +355,12 @@ DETECTION = {"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4.5], "score": 0
 def test_detections_are_read(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     path.write_text(json.dumps([{**DETECTION, "segmentation": []}, DETECTION]))
-    assert read_detections(str(path), objects_of(("a", A))) == [DETECTION, DETECTION]
+    data = dataset(("a", A))
+    assert read_detections(str(path), read_objects(data, "")) == [DETECTION, DETECTION]
+    data["categories"] = [{"id": 0, "name": "a"}, {"id": 1, "name": "z"}, {"id": 2, "name": "b"}]
+    data["images"].append({"id": 0, "height": 5, "width": 5})
+    expected = {**DETECTION, "image_id": 2, "category_id": 3}
+    assert read_detections(str(path), read_objects(data, "")) == [expected, expected]
     path.write_text("[]")
     assert read_detections(str(path), objects_of(("a", A))) == []
 

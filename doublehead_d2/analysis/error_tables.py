@@ -5,17 +5,17 @@ from typing import Any
 
 from tabulate import tabulate
 
-from doublehead_d2.analysis.errors import BACKGROUND_IOU, IOU, KINDS, METRICS
+from doublehead_d2.analysis.errors import BACKGROUND_IOU, KINDS, METRICS
 
 MOST_CLASSES = 15  # of a confusion matrix that is printed
 
 # What mending a kind does, as TIDE has it, is said behind the semicolon.
 MEANINGS = {
-    "classification": f"on an object (IoU from {IOU:g}) of another class; mended, it has that",
-    "localisation": f"of the right class, IoU {BACKGROUND_IOU:g} to {IOU:g}; mended, it fits",
-    "both": f"of another class, IoU {BACKGROUND_IOU:g} to {IOU:g}; mended, it is not there",
+    "classification": "on an object (IoU from {0:g}) of another class; mended, it has that",
+    "localisation": "of the right class, IoU {1:g} to {0:g}; mended, it fits",
+    "both": "of another class, IoU {1:g} to {0:g}; mended, it is not there",
     "duplicate": "of an object that a detection of a higher score has; mended, it is not there",
-    "background": f"IoU below {BACKGROUND_IOU:g} with all objects; mended, it is not there",
+    "background": "IoU below {1:g} with all objects; mended, it is not there",
     "missed": "an object that nothing finds, and nothing of wrong class or place would; mended, it "
     "does not count",
 }
@@ -28,7 +28,7 @@ def markdown(content: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
         content: as `tools.analyze_errors` writes it.
         pictures: files to show, relative to the document.
     """
-    runs = content["runs"]
+    runs, iou = content["runs"], content["iou"]
     parts = [
         "# Where the errors are",
         f"{content['data']}: {content['images']} images, {content['objects']} objects"
@@ -38,17 +38,20 @@ def markdown(content: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
         *content["notes"],
         "## Scores",
         _table(["", *METRICS, "detections"], map(_scores, runs)),
-        f"The threshold of the best F1 at IoU {IOU:g}, all classes counted together:",
+        f"The threshold of the best F1 at IoU {iou:g}, all classes counted together:",
         _table(
             ["", "threshold", "precision", "recall", "F1"],
             ([run["name"], *_best(run["best_f1"])] for run in runs),
         ),
         "## Kinds of error",
-        f"dAP: what AP50 would gain if this kind alone were mended (TIDE, "
-        f"https://arxiv.org/abs/2008.08115, at IoU {IOU:g}); the kinds do not add up. In brackets, "
+        f"dAP: what AP at IoU {iou:g} would gain if this kind alone were mended (TIDE, "
+        "https://arxiv.org/abs/2008.08115); the kinds do not add up. In brackets, "
         "how many there are among the detections of all scores.",
         _table(["", *KINDS], ([run["name"], *_kinds(run["errors"])] for run in runs)),
-        "\n".join(f"- **{kind}**: {meaning}" for kind, meaning in MEANINGS.items()),
+        "\n".join(
+            f"- **{kind}**: {meaning.format(iou, BACKGROUND_IOU)}"
+            for kind, meaning in MEANINGS.items()
+        ),
         *(
             f"Of {', '.join(run['unfound'])} nothing is found ({run['name']}): the dAP of missed "
             "objects has nothing of them."
@@ -59,7 +62,7 @@ def markdown(content: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
         *(f"![{picture}]({picture})" for picture in pictures),
         "## Classes",
         *(part for run in runs for part in _classes(run)),
-        *_confusion(content["classes"], runs),
+        *_confusion(content["classes"], runs, iou),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -117,10 +120,10 @@ def _classes(run: Mapping[str, Any]) -> list[str]:
     return [f"{run['name']}:", _table(headers, rows)]
 
 
-def _confusion(names: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _confusion(names: Sequence[str], runs: Sequence[Mapping[str, Any]], iou: float) -> list[str]:
     parts = [
         "## Confusion",
-        f"Rows are objects, columns are detections from the threshold on; pairs from IoU {IOU:g}.",
+        f"Rows are objects, columns are detections from the threshold on; pairs from IoU {iou:g}.",
     ]
     if len(names) > MOST_CLASSES:
         return [*parts, f"The matrices of {len(names)} classes are in the JSON file."]

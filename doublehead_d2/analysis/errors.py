@@ -12,7 +12,7 @@ import numpy as np
 
 Record = dict[str, Any]
 
-IOU = 0.5  # from which a detection finds an object
+IOU = 0.5  # from which a detection finds an object, as in TIDE's paper
 BACKGROUND_IOU = 0.1  # below which it lies on none
 METRICS = ("AP", "AP50", "AP75", "AR")
 KINDS = {  # hotcoco's names
@@ -51,7 +51,7 @@ class Matches(NamedTuple):
     places: np.ndarray  # in the list of all detections
     classes: np.ndarray  # from 1
     scores: np.ndarray
-    hits: np.ndarray  # whether it finds an object at `IOU`
+    hits: np.ndarray  # whether it finds an object
 
 
 def require_hotcoco() -> Any:
@@ -109,34 +109,38 @@ def read_objects(dataset: Mapping[str, Any], where: str) -> Objects:
 
 
 def analyse(
-    objects: Objects, detections: Sequence[Record], score_threshold: float | None = None
+    objects: Objects,
+    detections: Sequence[Record],
+    score_threshold: float | None = None,
+    iou: float = IOU,
 ) -> Record:
     """All that is said of the detections of one model in one mode.
 
     Args:
         objects: what there is to find.
-        detections: as `error_runs.read_detections` gives them.
+        detections: of `error_runs.read_detections`.
         score_threshold: of the confusion matrix; None: that of the best F1.
+        iou: from which a detection finds an object, for all but "scores".
 
     Returns:
         - "detections": how many there are;
         - "scores": `METRICS` of all classes: COCO's AP, AP at IoU 0.5 and 0.75, and AR with up to
           100 detections an image;
         - "classes": of each its "name", "objects", `METRICS` and "best_f1";
-        - "best_f1": the score "threshold" at which F1 at IoU 0.5 is highest, all classes counted
+        - "best_f1": the score "threshold" at which F1 is highest, all classes counted
           together, with "precision", "recall" and "F1" there; None if nothing is found;
         - "thresholds": "precision" and "recall", counted likewise, at each of `STEPS`;
         - "confusion": "matrix" of counts at "threshold", a row for each class of objects and a
           column for each class of detections. Pairs are made by falling score, whatever their
-          classes, at IoU 0.5. The last row is background: detections that have no object; the last
+          classes. The last row is background: detections that have no object; the last
           column is objects that have no detection;
-        - "errors": for each of `KINDS` its "count" and its "dAP": what AP at IoU 0.5 would gain if
+        - "errors": for each of `KINDS` its "count" and its "dAP": what AP at `iou` would gain if
           this kind alone were mended (the kinds do not add up);
         - "unfound": classes with objects of which none is found. They keep AP 0 when missed objects
           are no longer counted, so that dAP of "missed" has nothing of them.
     """
     metric = _evaluate(objects.coco, detections)
-    matches = _matches(_evaluate(objects.coco, detections, [IOU]))
+    matches = _matches(_evaluate(objects.coco, detections, [iou]))
     counts = objects.counts
     classes = []
     for index, (name, count) in enumerate(zip(objects.names, counts, strict=True)):
@@ -149,21 +153,18 @@ def analyse(
     best = best_f1(matches.scores, matches.hits, sum(counts))
     if score_threshold is None:
         score_threshold = best["threshold"] if best else 0.0
-    settled = _settled(objects.coco, detections, matches)
+    settled = _settled(objects.coco, detections, matches, iou)
+    # The metric has its cap of detections by class; here it would be one of all classes.
+    no_cap = max(1, len(detections))
+    confusion = settled.confusion_matrix(iou, max_det=no_cap, min_score=score_threshold)
     return {
         "detections": len(detections),
         "scores": _scores(metric, list(range(len(classes)))),
         "classes": classes,
         "best_f1": best,
         "thresholds": at_thresholds(matches.scores, matches.hits, sum(counts)),
-        "confusion": {
-            "threshold": score_threshold,
-            # all that are there: a cap of detections is that of the metric
-            "matrix": settled.confusion_matrix(
-                IOU, max_det=max(1, len(detections)), min_score=score_threshold
-            )["matrix"].tolist(),
-        },
-        "errors": _kinds(settled),
+        "confusion": {"threshold": score_threshold, "matrix": confusion["matrix"].tolist()},
+        "errors": _kinds(settled, iou),
         "unfound": [x["name"] for i, x in enumerate(classes, 1) if x["objects"] and i not in found],
     }
 
@@ -212,7 +213,7 @@ def at_thresholds(
 
 
 def differences(run: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float | None]:
-    """By how much `METRICS`, and dAP of each of `KINDS`, of a run are above those of another."""
+    """By how much `METRICS` and the dAP of `KINDS` of a run are above those of another."""
     values, others = (
         {**x["scores"], **{f"dAP {kind}": x["errors"][kind]["dAP"] for kind in KINDS}}
         for x in (run, reference)
@@ -258,10 +259,7 @@ def _matches(evaluation: Any) -> Matches:
         for entry in evaluation.eval_imgs
         if entry
         for number, score, hit, ignored in zip(
-            entry["dtIds"],
-            entry["dtScores"],
-            entry["dtMatched"][0],
-            entry["dtIgnore"][0],
+            *(entry["dtIds"], entry["dtScores"], entry["dtMatched"][0], entry["dtIgnore"][0]),
             strict=True,
         )
         if not ignored
@@ -272,7 +270,7 @@ def _matches(evaluation: Any) -> Matches:
     )
 
 
-def _settled(coco: Record, detections: Sequence[Record], matches: Matches) -> Any:
+def _settled(coco: Record, detections: Sequence[Record], matches: Matches, iou: float) -> Any:
     """The same without crowds and the detections in them, which COCO's metric ignores.
 
     hotcoco's confusion matrix would count the latter on background, and its kinds of error take a
@@ -280,12 +278,12 @@ def _settled(coco: Record, detections: Sequence[Record], matches: Matches) -> An
     """
     objects = [x for x in coco["annotations"] if not x["iscrowd"]]
     kept = [detections[place] for place in sorted(matches.places)]
-    return _evaluate({**coco, "annotations": objects}, kept, [IOU])
+    return _evaluate({**coco, "annotations": objects}, kept, [iou])
 
 
-def _kinds(evaluation: Any) -> dict[str, dict[str, float]]:
+def _kinds(evaluation: Any, iou: float) -> dict[str, dict[str, float]]:
     """dAP and number of each of `KINDS`."""
-    tide = evaluation.tide_errors(IOU, BACKGROUND_IOU)
+    tide = evaluation.tide_errors(iou, BACKGROUND_IOU)
     return {
         kind: {"dAP": 100 * tide["delta_ap"][name], "count": tide["counts"][name]}
         for kind, name in KINDS.items()

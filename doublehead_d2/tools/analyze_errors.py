@@ -25,7 +25,15 @@ from doublehead_d2.analysis.error_runs import (
     read_detections,
 )
 from doublehead_d2.analysis.error_tables import markdown
-from doublehead_d2.analysis.errors import Objects, Record, analyse, differences, require_hotcoco
+from doublehead_d2.analysis.errors import (
+    BACKGROUND_IOU,
+    IOU,
+    Objects,
+    Record,
+    analyse,
+    differences,
+    require_hotcoco,
+)
 from doublehead_d2.config import merge_opts
 from doublehead_d2.files import prepare_output, write_json
 from doublehead_d2.plots import plot_errors
@@ -48,6 +56,8 @@ def argument_parser() -> argparse.ArgumentParser:
                         "DATASETS.TEST)")  # fmt: skip
     parser.add_argument("--score-threshold", type=float,
                         help="of the confusion matrices (that of each one's best F1)")  # fmt: skip
+    parser.add_argument("--iou", type=float, default=IOU,
+                        help=f"from which a detection finds an object ({IOU:g})")  # fmt: skip
     parser.add_argument("--output", default="output/errors", help="folder (output/errors)")
     add_opts(parser)
     return parser
@@ -86,6 +96,8 @@ def _check(args: argparse.Namespace) -> None:
     threshold = args.score_threshold
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"--score-threshold is {threshold:g}; allowed: 0 to 1")
+    if not BACKGROUND_IOU < args.iou < 1:
+        raise ValueError(f"--iou is {args.iou:g}; allowed: above {BACKGROUND_IOU:g} and below 1")
 
 
 def _of_files(args: argparse.Namespace) -> dict[str, Any]:
@@ -94,10 +106,10 @@ def _of_files(args: argparse.Namespace) -> dict[str, Any]:
     found = [read_detections(path, objects) for path in args.detections]
     runs = [
         {"name": name, "model": name, "mode": "stored", "configured": True}
-        | analyse(objects, detections, args.score_threshold)
+        | analyse(objects, detections, args.score_threshold, args.iou)
         for name, detections in zip(_distinct(args.detections), found, strict=True)
     ]
-    return _content(args.dataset, objects, [[run] for run in runs], [])
+    return _content(args.dataset, args.iou, objects, [[run] for run in runs], [])
 
 
 def _of_models(args: argparse.Namespace) -> dict[str, Any]:
@@ -116,8 +128,8 @@ def _of_models(args: argparse.Namespace) -> dict[str, Any]:
             run: Record = {"name": label, "model": name, "mode": mode, "detections_file": path}
             run["configured"] = mode == detected.configured
             found = read_detections(path, objects)
-            by_model[-1].append(run | analyse(objects, found, args.score_threshold))
-    return _content(cfgs[0].DATASETS.TEST[0], objects, by_model, notes)
+            by_model[-1].append(run | analyse(objects, found, args.score_threshold, args.iou))
+    return _content(cfgs[0].DATASETS.TEST[0], args.iou, objects, by_model, notes)
 
 
 def _configs(args: argparse.Namespace) -> tuple[list[CfgNode], list[str]]:
@@ -153,7 +165,11 @@ def _configs(args: argparse.Namespace) -> tuple[list[CfgNode], list[str]]:
 
 
 def _content(
-    dataset: str, objects: Objects, by_model: list[list[Record]], notes: Sequence[str]
+    dataset: str,
+    iou: float,
+    objects: Objects,
+    by_model: list[list[Record]],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """What is written: the runs, and how they differ."""
     pairs = []
@@ -172,7 +188,8 @@ def _content(
         "objects": len(objects.coco["annotations"]) - crowds,
         "crowds": crowds,
         "classes": objects.names,
-        "units": "AP, AR, precision, recall, F1 and dAP in percent; dAP: points of AP at IoU 0.5",
+        "iou": iou,
+        "units": "AP, AR, precision, recall, F1 and dAP in percent; dAP: points of AP at the IoU",
         "hotcoco": require_hotcoco().__version__,
         "notes": list(notes),
         "runs": [run for runs in by_model for run in runs],
