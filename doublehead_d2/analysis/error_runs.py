@@ -1,6 +1,7 @@
 """The detections that errors are looked for in: of a model in each of its modes, or of a file."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -57,11 +58,12 @@ def detect(cfg: CfgNode, folder: str) -> Detected:
             os.remove(os.path.join(place, RESULTS))
     with _conversion_forgotten(dataset):
         evaluators = {mode: build_coco_evaluator(dataset, x) for mode, x in folders.items()}
-    if modes:
-        with score_modes(model, modes):
-            Trainer.test(cfg, model, [ModesEvaluator(evaluators)])
-    else:
-        Trainer.test(cfg, model, list(evaluators.values()))
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own tables
+        if modes:
+            with score_modes(model, modes):
+                Trainer.test(cfg, model, [ModesEvaluator(evaluators)])
+        else:
+            Trainer.test(cfg, model, list(evaluators.values()))
     objects = _objects(dataset, evaluators[configured])
     files = {mode: os.path.join(place, RESULTS) for mode, place in folders.items()}
     return Detected(objects, files, configured)
