@@ -37,8 +37,8 @@ from doublehead_d2.engine.progress import ProgressPrinter, count_images
 from doublehead_d2.engine.proposal_files import check_proposal_files
 from doublehead_d2.evaluation import (
     ModesEvaluator,
+    all_modes,
     build_evaluator,
-    configured_mode,
     find_heads,
     score_modes,
 )
@@ -162,12 +162,7 @@ class Trainer(DefaultTrainer, EndsEarly):
         """
         if evaluators is not None or not cfg.TEST.DOUBLE_HEAD_MODES:
             return super().test(cfg, model, evaluators)
-        heads = find_heads(model)
-        modes = heads.scoring_modes()
-        configured = configured_mode(heads, modes)
-        if configured is None:  # e.g. the average of both scores with the boxes of the fc-head
-            configured = "configured"
-            modes[configured] = heads.scoring
+        modes, configured = all_modes(find_heads(model))
         logger.info(
             "TEST.DOUBLE_HEAD_MODES: one pass scores the model in the modes %s. Every head sees "
             "all proposals.",

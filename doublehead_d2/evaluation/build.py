@@ -41,6 +41,13 @@ def build_evaluator(
     if MetadataCatalog.get(dataset_name).evaluator_type == "pascal_voc":
         is_own = isinstance(own, VocDataset)
         return OwnVOCEvaluator(dataset_name) if is_own else AP70VOCEvaluator(dataset_name)
+    return build_coco_evaluator(dataset_name, output_folder, coco_api)
+
+
+def build_coco_evaluator(
+    dataset_name: str, output_folder: str, coco_api: str = "auto"
+) -> AP70COCOEvaluator:
+    """Build an evaluator by COCO's metric, whatever the metadata ask for; else as above."""
     with _ground_truth(dataset_name, output_folder):
         evaluator = _coco_evaluator(coco_api)(dataset_name, output_dir=output_folder)
     if filled := fill_gaps(evaluator._coco_api):

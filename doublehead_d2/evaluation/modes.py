@@ -56,6 +56,16 @@ def configured_mode(heads: HeadsWithModes, modes: Modes) -> str | None:
     return next((name for name, mode in modes.items() if mode == heads.scoring), None)
 
 
+def all_modes(heads: HeadsWithModes) -> tuple[dict[str, Any], str]:
+    """The ways to score `heads`, the one that they are configured to among them, and its name."""
+    modes = heads.scoring_modes()
+    configured = configured_mode(heads, modes)
+    if configured is None:  # e.g. the average of both scores with the boxes of the fc-head
+        configured = "configured"
+        modes[configured] = heads.scoring
+    return modes, configured
+
+
 @contextmanager
 def score_modes(model: nn.Module, modes: Modes) -> Iterator[None]:
     """Within the context, `model` returns the detections of all `modes` together.
