@@ -181,6 +181,16 @@ def test_data_in_vocs_layout_and_words_as_image_ids(place: Place) -> None:
     assert again["runs"][0]["errors"] == stored["errors"]
 
 
+def test_own_data_are_named_on_the_command_line(place: Place) -> None:
+    folder = place.small / "coco"
+    text = f"mine_errors=coco:{folder}/annotations/instances_val.json:{folder}/val"
+    content, _ = run(place, "--dataset", text, "--detections", results(place))
+    assert content["data"] == "mine_errors" and content["images"] == 4
+    config = write_model(place.folder / "single", place.coco("val"), SINGLE)
+    content, _ = run(place, config, "--dataset", text)
+    assert content["data"] == "mine_errors" and content["objects"] > 0
+
+
 def test_changed_voc_data_are_converted_anew(place: Place) -> None:
     _, data = place.voc()
     path = place.folder / "found.json"
@@ -227,6 +237,10 @@ def test_what_is_refused(place: Place, capsys: pytest.CaptureFixture, tmp_path: 
         (("--detections", found), "--detections stands instead of CONFIG; allowed: with --dataset"),
         ((config, "--dataset", data, "--detections", found), "--detections stands instead of"),
         ((config, "--score-threshold", "1.5"), "--score-threshold is 1.5; allowed: 0 to 1"),
+        (
+            (config, "--dataset", data, "--dataset", data),
+            "--dataset is given 2 times; allowed: once",
+        ),
         ((config, "--iou", "0.1"), "--iou is 0.1; allowed: above 0.1 and below 1"),
         ((config, str(other)), f"{CLASSES}, '{other}' has ['disc', 'rectangle', 'triangle']"),
         ((config, "--opts", "MODEL.WEIGHTS", ""), "MODEL.WEIGHTS is empty; allowed: the weights"),

@@ -5,17 +5,16 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
 from doublehead_d2.analysis.errors import Objects, Record, read_objects
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.data.check import check_datasets
 from doublehead_d2.data.contents import inspect_dataset
-from doublehead_d2.data.findings import Faults, Use, are_coordinates
+from doublehead_d2.data.findings import SHOWN, Use, are_coordinates
 from doublehead_d2.engine.setup import check_run, complete_config
 from doublehead_d2.engine.trainer import Trainer
 from doublehead_d2.evaluation import ModesEvaluator, all_modes, build_coco_evaluator, score_modes
@@ -56,8 +55,7 @@ def detect(cfg: CfgNode, folder: str) -> Detected:
     for place in folders.values():  # of an earlier run
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(place, RESULTS))
-    with _conversion_forgotten(dataset):
-        evaluators = {mode: build_coco_evaluator(dataset, x) for mode, x in folders.items()}
+    evaluators = {mode: build_coco_evaluator(dataset, place) for mode, place in folders.items()}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own tables
         if modes:
             with score_modes(model, modes):
@@ -104,9 +102,8 @@ def read_dataset(name: str, folder: str) -> Objects:
         ValueError, FileNotFoundError: it is not registered, not there, faulty, or has no object.
     """
     check_datasets([name])
-    inspect_dataset(name, Use(evaluation=str(MetadataCatalog.get(name).get("evaluator_type"))))
-    with _conversion_forgotten(name):
-        return _objects(name, build_coco_evaluator(name, folder))
+    inspect_dataset(name, Use(evaluation="coco"))
+    return _objects(name, build_coco_evaluator(name, folder))
 
 
 def read_detections(path: str, objects: Objects) -> list[Record]:
@@ -133,11 +130,12 @@ def read_detections(path: str, objects: Objects) -> list[Record]:
         raise ValueError(
             f"'{path}' is no list of detections; allowed: COCO's format of results, as in {RESULTS}"
         )
-    faults = Faults(f"'{path}'")
-    for place, detection in enumerate(found):
-        if fault := _fault(detection, objects):
-            faults.add(f"detection {place} {fault}")
-    faults.refuse()
+    faults = [
+        f"detection {i} {fault}" for i, x in enumerate(found) if (fault := _fault(x, objects))
+    ]
+    if faults:
+        count = f"{len(faults):,} faults, first " if len(faults) > 1 else ""
+        raise ValueError(f"'{path}': {count}{'; '.join(faults[:SHOWN])}")
     return [
         {
             "image_id": objects.images[x["image_id"]],
@@ -162,19 +160,6 @@ def _fault(detection: Mapping[str, Any], objects: Objects) -> str:
     if not isinstance(score, (int, float)) or not math.isfinite(score) or not 0 <= score <= 1:
         return f"has score {score!r:.80}; allowed: 0 to 1"
     return ""
-
-
-@contextlib.contextmanager
-def _conversion_forgotten(dataset: str) -> Iterator[None]:
-    """What COCOEvaluator converts to COCO's format is for these evaluators alone.
-
-    It leaves the file's name in the metadata, as if the data set had it from the start.
-    """
-    metadata = MetadataCatalog.get(dataset)
-    converted = metadata.get("json_file") is None
-    yield
-    if converted:
-        del metadata.json_file
 
 
 def _objects(name: str, evaluator: Any) -> Objects:

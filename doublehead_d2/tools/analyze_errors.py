@@ -17,7 +17,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.error_runs import (
     check_model,
     detect,
@@ -34,10 +33,10 @@ from doublehead_d2.analysis.errors import (
     differences,
     require_hotcoco,
 )
-from doublehead_d2.config import merge_opts
+from doublehead_d2.data.registration import HELP, add_datasets
 from doublehead_d2.files import prepare_output, write_json
 from doublehead_d2.plots import plot_errors
-from doublehead_d2.tools.options import USER_ERRORS, add_opts
+from doublehead_d2.tools.options import USER_ERRORS, add_opts, config_of
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -51,9 +50,9 @@ def argument_parser() -> argparse.ArgumentParser:
                         help="YAML file or name of the zoo of a trained model, or two")  # fmt: skip
     parser.add_argument("--detections", nargs="+", metavar="JSON", default=[],
                         help="one or two files in COCO's format of results, no CONFIG")  # fmt: skip
-    parser.add_argument("--dataset", metavar="NAME",
-                        help="a registered data set (the first of the first config's "
-                        "DATASETS.TEST)")  # fmt: skip
+    parser.add_argument("--dataset", action="append", default=[], metavar="NAME",
+                        help="the name of a registered data set (the first of the first config's "
+                        f"DATASETS.TEST), or {HELP.rpartition('; ')[0]}")  # fmt: skip
     parser.add_argument("--score-threshold", type=float,
                         help="of the confusion matrices (that of each one's best F1)")  # fmt: skip
     parser.add_argument("--iou", type=float, default=IOU,
@@ -91,6 +90,8 @@ def _check(args: argparse.Namespace) -> None:
     for what, given in (("CONFIG", args.configs), ("--detections", args.detections)):
         if len(given) > 2:
             raise ValueError(f"{what} names {len(given)} files; allowed: one or two")
+    if len(args.dataset) > 1:
+        raise ValueError(f"--dataset is given {len(args.dataset)} times; allowed: once")
     if not (args.configs or args.detections):
         raise ValueError("nothing to analyse; allowed: one or two CONFIG, or --detections")
     threshold = args.score_threshold
@@ -102,14 +103,16 @@ def _check(args: argparse.Namespace) -> None:
 
 def _of_files(args: argparse.Namespace) -> dict[str, Any]:
     """The analysis of stored detections."""
-    objects = read_dataset(args.dataset, os.path.join(args.output, "data"))
+    add_datasets({}, [text for text in args.dataset if "=" in text])
+    dataset = _name(args.dataset)
+    objects = read_dataset(dataset, os.path.join(args.output, "data"))
     found = [read_detections(path, objects) for path in args.detections]
     runs = [
         {"name": name, "model": name, "mode": "stored", "configured": True}
         | analyse(objects, detections, args.score_threshold, args.iou)
         for name, detections in zip(_distinct(args.detections), found, strict=True)
     ]
-    return _content(args.dataset, args.iou, objects, [[run] for run in runs], [])
+    return _content(dataset, args.iou, objects, [[run] for run in runs], [])
 
 
 def _of_models(args: argparse.Namespace) -> dict[str, Any]:
@@ -138,9 +141,7 @@ def _configs(args: argparse.Namespace) -> tuple[list[CfgNode], list[str]]:
     Raises:
         ValueError: a model that cannot be analysed, or two of different classes.
     """
-    cfgs = [model_zoo.get_config(path) for path in args.configs]
-    for cfg in cfgs:
-        merge_opts(cfg, [*args.opts, "OUTPUT_DIR", args.output])
+    cfgs = [config_of(path, args, "OUTPUT_DIR", args.output) for path in args.configs]
     if not (args.dataset or cfgs[0].DATASETS.TEST):
         raise ValueError("DATASETS.TEST is empty; allowed: data to analyse, or --dataset")
     lists = [list(cfg.DATASETS.CLASS_NAMES) for cfg in cfgs]
@@ -149,7 +150,7 @@ def _configs(args: argparse.Namespace) -> tuple[list[CfgNode], list[str]]:
             f"'{args.configs[0]}' has the classes {lists[0]}, '{args.configs[1]}' has {lists[1]}; "
             "allowed: two models of the same classes in the same order"
         )
-    dataset = args.dataset or cfgs[0].DATASETS.TEST[0]
+    dataset = _name(args.dataset) if args.dataset else cfgs[0].DATASETS.TEST[0]
     notes: list[str] = []
     for place, cfg in enumerate(cfgs):
         cfg.DATASETS.TEST = (dataset,)
@@ -198,6 +199,11 @@ def _content(
             for a, b in pairs
         ],
     }
+
+
+def _name(given: Sequence[str]) -> str:
+    """Of --dataset, which is NAME or NAME=TEXT."""
+    return given[0].partition("=")[0]
 
 
 def _distinct(paths: Sequence[str]) -> list[str]:
