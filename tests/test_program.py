@@ -105,16 +105,16 @@ def test_a_damaged_image_ends_in_a_line_and_how_to_find_others(
 
 
 DEATHS = {
-    "process 1 of the training (id 17) was killed by SIGKILL, and the others were ended; --resume": (
+    "process 1 of the training (id 17) was killed by SIGKILL, and the others were ended;": (
         ProcessExitedException("", 1, 17, -9, "SIGKILL")
     ),
-    "process 0 of the training (id 17) ended with status 3, and": ProcessExitedException(
-        "", 0, 17, 3
+    "process 0 of the training (id 17) ended with status 3, and": (
+        ProcessExitedException("", 0, 17, 3)
     ),
-    "DataLoader worker (pid 5) is killed by signal: Killed.: a process that loads images has died": (
+    "DataLoader worker (pid 5) is killed by signal: Killed.: a process that loads images": (
         RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
     ),
-    "this process has lost another one of the training, whose own message, or the system's log": (
+    "this process has lost another one of the training, whose own message, or the system's": (
         RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:7")
     ),
 }

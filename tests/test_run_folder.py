@@ -1,8 +1,9 @@
 """Whose the folder of a training is."""
 
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,16 @@ import pytest
 from doublehead_d2.engine import run_folder
 from doublehead_d2.engine.run_folder import check_folder, claim, refuse_used, release, traces
 
-HOLDER = """
-import sys
-from doublehead_d2.engine.run_folder import claim
-try:
-    claim(sys.argv[1])
-    print("claimed", flush=True)
-    sys.stdin.read()
-except ValueError as error:
-    print(error, flush=True)
-"""
+FORK = multiprocessing.get_context("fork")
+
+
+def claim_and_wait(folder: str, connection: Connection) -> None:
+    try:
+        claim(folder)
+        connection.send("claimed")
+    except ValueError as error:
+        connection.send(str(error))
+    connection.recv()
 
 
 @pytest.fixture(autouse=True)
@@ -28,29 +29,33 @@ def _released() -> Iterator[None]:
     release()
 
 
-def other(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", HOLDER, str(folder)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def other(folder: Path) -> tuple[BaseProcess, str]:
+    """Another process that has tried, and what it says."""
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=claim_and_wait, args=(str(folder), there), daemon=True)
+    process.start()
+    process.connection = here  # kept open: it waits
+    return process, here.recv()
 
 
 def test_one_training_at_a_time(tmp_path: Path) -> None:
-    first = other(tmp_path)
-    try:
-        assert first.stdout.readline() == "claimed\n"
-        message = (
-            rf"another training writes into .* \(process {first.pid} on .*\); allowed: another"
-        )
-        with pytest.raises(ValueError, match=message):
-            claim(str(tmp_path))
-    finally:
-        first.kill()
-        first.wait()
+    first, said = other(tmp_path)
+    assert said == "claimed"
+    message = rf"another training writes into .* \(process {first.pid} on .*\); allowed: ano"
+    with pytest.raises(ValueError, match=message):
+        claim(str(tmp_path))
+    first.kill()
+    first.join()
     claim(str(tmp_path))  # a kill has freed it
-    second = other(tmp_path)
-    assert "another training writes into" in second.communicate()[0]
+    # As those that load images: they do not have what this process has
+    second, said = other(tmp_path)
+    assert said.startswith("another training writes into")
     release()
-    third = other(tmp_path)
-    assert third.communicate()[0] == "claimed\n"
+    third, said = other(tmp_path)
+    assert said == "claimed"
+    for process in (second, third):
+        process.kill()
+        process.join()
 
 
 def test_unfinished_files_go(tmp_path: Path) -> None:

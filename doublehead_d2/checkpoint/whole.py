@@ -241,7 +241,7 @@ def _problem(path: str, tagged: bool) -> str | None:
     try:
         content = load_tensors(path)
     except (ValueError, OSError) as error:
-        return str(error)
+        return str(error).split(". ")[0]  # of torch's advice the first sentence
     if not isinstance(content, dict):
         return f"'{path}' is no checkpoint"
     if not tagged and not ("model" in content and "iteration" in content):

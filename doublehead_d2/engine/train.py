@@ -67,7 +67,7 @@ def _main(args: argparse.Namespace) -> dict[str, Any] | None:
 def _train(trainer: Trainer, *, resume: bool) -> dict[str, Any] | None:
     """Train, and say where a resumed training begins and how an interrupted one goes on."""
     folder, before = trainer.cfg.OUTPUT_DIR, _last_checkpoint(trainer)
-    if resume and before is None:
+    if resume and not trainer.checkpointer.has_checkpoint():
         logger.warning("--resume: %s has no checkpoint; the training begins anew.", folder)
     elif resume and trainer.start_iter >= trainer.max_iter:
         logger.warning(
