@@ -180,7 +180,13 @@ def test_processes_that_load_images_live_on() -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
 
+    def as_torch_has_it() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        interrupts.live_on(0)
+        signal.raise_signal(signal.SIGTERM)
+
     with interruptible():
+        assert in_fork(as_torch_has_it) == 7
         assert in_fork(once) == 7
         assert in_fork(twice) == -signal.SIGTERM  # torch ends those that do not end
 

@@ -78,6 +78,15 @@ def _heed(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
 
 
+def live_on(worker: int) -> None:
+    """For `worker_init_fn` of a torch `DataLoader`, whose workers end at their first SIGTERM.
+
+    Sent to a whole job, it would take the images from the step that the main process finishes.
+    """
+    if _Asked.process:
+        signal.signal(signal.SIGTERM, _heed)
+
+
 def _heed_in_fork(number: int) -> None:
     """In a process that loads images: the step that the main one is to finish needs it."""
     if number != signal.SIGTERM:
