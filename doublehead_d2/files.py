@@ -8,17 +8,39 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+PART = ".part"  # how the names of unfinished files end
+
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A path to write to that becomes `path` at the end, and vanishes if that is not reached."""
-    temporary = f"{path}.{os.getpid()}.part"
+def whole_file(path: str | os.PathLike[str], *, synced: bool = False) -> Iterator[str]:
+    """A path to write to that becomes `path` at the end, and vanishes if that is not reached.
+
+    Args:
+        path: a file that is there already is replaced.
+        synced: it is on the disk before it is `path`, and stays whole if the machine stops, too.
+    """
+    temporary = f"{path}.{os.getpid()}{PART}"
     try:
         yield temporary
+        if synced:
+            _sync(temporary)
         os.replace(temporary, path)
+        if synced:
+            _sync(os.path.dirname(os.path.abspath(path)))
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+def _sync(path: str) -> None:
+    """Have a file, or the names in a folder, written to the disk."""
+    if os.name == "nt" and os.path.isdir(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

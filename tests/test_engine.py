@@ -21,6 +21,7 @@ from conftest import DATASETS, REPOSITORY, RUN, TINY_EXT, once
 from doublehead_d2 import model_zoo
 from doublehead_d2.engine import Trainer, argument_parser, launch, main, setup
 from doublehead_d2.engine.accumulation import AccumulatingTrainer
+from doublehead_d2.engine.launch import _free_port
 
 SHORT = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "0"]
 CPU = ["MODEL.DEVICE", "cpu"]
@@ -284,8 +285,30 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     for processes in (1, 2):
         launch(train_and_report, processes, dist_url="auto", args=(str(tmp_path),))
         reports.append(json.loads((tmp_path / f"{processes}.json").read_text()))
+    compare(*reports)
+    (tmp_path / "2.json").unlink()
+    launch_two_machines(str(tmp_path))
+    compare(reports[0], json.loads((tmp_path / "2.json").read_text()))
+
+
+def launch_machine(rank: int, url: str, output: str) -> None:
+    launch(train_and_report, 1, 2, rank, url, args=(output,))
+
+
+def launch_two_machines(output: str) -> None:
+    """Two launches, as on two machines, which meet on this one."""
+    url, context = f"tcp://127.0.0.1:{_free_port()}", torch.multiprocessing.get_context("spawn")
+    machines = [context.Process(target=launch_machine, args=(r, url, output)) for r in range(2)]
+    for machine in machines:
+        machine.start()
+    for machine in machines:
+        machine.join()
+    assert [machine.exitcode for machine in machines] == [0, 0]
+
+
+def compare(one_process: dict, two_processes: dict) -> None:
     for name, count in DDP_CONFIGS.items():
-        alone, shared = (report[name] for report in reports)
+        alone, shared = one_process[name], two_processes[name]
         assert alone["rois"] == shared["rois"] == 21.0
         assert alone["without_gradient"] == shared["without_gradient"] == []
         for one, two in zip(alone["losses"], shared["losses"], strict=True):

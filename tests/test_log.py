@@ -89,21 +89,20 @@ def test_an_error_in_training_is_in_the_log(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("trace", ["last_checkpoint", "metrics.json"])
-def test_a_folder_in_use_is_named(
-    trace: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_folder_in_use_is_refused(trace: str, shapes: Path, tmp_path: Path) -> None:
     set_up(tmp_path)
-    assert "--resume" not in capsys.readouterr().out
     (tmp_path / trace).write_text("")
-    set_up(tmp_path)
-    said = capsys.readouterr().out
-    assert f"OUTPUT_DIR {tmp_path} is the folder of another training ({trace})" in said
-    assert "add --resume" in said
+    log = (tmp_path / "log.txt").read_text()
+    with pytest.raises(ValueError, match="is the folder of another training"):
+        set_up(tmp_path)
+    assert (tmp_path / "log.txt").read_text() == log
     weights = ("MODEL.WEIGHTS", "a.pth")
-    for option in ("--resume", "--eval-only"):
+    for option in ("--resume", "--eval-only", "--overwrite"):
         words = ["--config-file", TINY_EXT, option, *weights, "OUTPUT_DIR", str(tmp_path)]
         setup(argument_parser().parse_args(words))
-        assert "another training" not in capsys.readouterr().out, option
+        assert (tmp_path / trace).exists() == (option != "--overwrite")
+    with pytest.raises(ValueError, match="--resume goes on with what --overwrite removes"):
+        setup(argument_parser().parse_args(["--resume", *words]))
 
 
 def test_loaders_are_told_of_once_on_the_terminal(

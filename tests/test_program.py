@@ -1,6 +1,7 @@
 """What train_net.py says of mistakes, errors and interruptions, and how it ends."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import runpy
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.engine import HookBase
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from conftest import REPOSITORY, TINY_EXT
 from doublehead_d2 import model_zoo
@@ -102,6 +104,34 @@ def test_a_damaged_image_ends_in_a_line_and_how_to_find_others(
         status_of(fail, monkeypatch, "--traceback")
 
 
+DEATHS = {
+    "process 1 of the training (id 17) was killed by SIGKILL, and the others were ended;": (
+        ProcessExitedException("", 1, 17, -9, "SIGKILL")
+    ),
+    "process 0 of the training (id 17) ended with status 3, and": (
+        ProcessExitedException("", 0, 17, 3)
+    ),
+    "DataLoader worker (pid 5) is killed by signal: Killed.: a process that loads images": (
+        RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
+    ),
+    "this process has lost another one of the training, whose own message, or the system's": (
+        RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:7")
+    ),
+}
+
+
+@pytest.mark.parametrize("line", DEATHS)
+def test_deaths_end_in_a_line(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail() -> None:
+        raise DEATHS[line]
+
+    assert status_of(fail, monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {line}") and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("does", [foreign_error, foreign_value_error, assertion])
 def test_an_error_of_code_keeps_its_traceback(
     does: Callable[[], None], monkeypatch: pytest.MonkeyPatch
@@ -119,7 +149,10 @@ def test_options_that_cannot_be_met(
     assert capsys.readouterr().err.startswith("error: --num-gpus 0 --num-machines 1: both must be")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)],
+)
 def test_interruptions(
     number: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -147,10 +180,12 @@ def test_no_traceback_of_ctrl_c_while_importing(monkeypatch: pytest.MonkeyPatch)
 
 
 class Interrupt(HookBase):
+    """Ctrl-C in a step that is not waited for."""
+
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
 
-    def after_step(self) -> None:
+    def before_step(self) -> None:
         if self.trainer.iter == self.iteration:
             raise KeyboardInterrupt
 
@@ -175,17 +210,17 @@ def test_what_is_said_of_resuming(shapes: Path, tmp_path: Path) -> None:
     (line,) = warnings_of(tmp_path, *seldom, interrupt=0)
     assert line == f"{none_yet}ERIOD is 100)."
 
-    first, second = warnings_of(tmp_path, "--resume", *often, interrupt=1)
+    first, second = warnings_of(tmp_path, "--resume", *often, interrupt=2)
     assert first == f"--resume: {tmp_path} has no checkpoint; the training begins anew."
     saved = tmp_path / "model_0000001.pth"
     goes_on = f"the training goes on from {saved} with --resume."
-    assert second == f"Interrupted in iteration 1; {goes_on}"
+    assert second == f"Interrupted in iteration 2; {goes_on}"
 
     # Before it has a checkpoint of its own, a resumed training goes on from the one that it had.
     lines = warnings_of(tmp_path, "--resume", *seldom, interrupt=2)
     assert lines == [f"Interrupted in iteration 2; {goes_on}"]
     # Another training does not.
-    (line,) = warnings_of(tmp_path, *seldom, interrupt=0)
+    (line,) = warnings_of(tmp_path, "--overwrite", *seldom, interrupt=0)
     assert line.startswith(none_yet)
 
 
@@ -210,7 +245,23 @@ def test_a_training_that_diverges_ends_in_a_line(
     assert run(argument_parser().parse_args(words)) == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     assert line.startswith("error: the training diverged in iteration 1: ")
+    images = json.loads((tmp_path / "diverged.json").read_text())["images"]
+    assert len(images) == 2 and f"diverged.json: {', '.join(images)}. Try a SOLVER.BASE_LR" in line
     assert line.endswith("Try a SOLVER.BASE_LR below 1e+30, or more SOLVER.WARMUP_ITERS than 3")
+
+
+@pytest.mark.slow
+def test_a_gpu_without_memory_ends_in_a_line(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_step(trainer: Trainer) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+    words = ["--config-file", TINY_EXT, *SHORT, "OUTPUT_DIR", str(tmp_path)]
+    message = r"too small for iteration 0 \(CUDA .* 2 GiB\.\); .*ACCUMULATION_STEPS above 1, .*AMP"
+    with pytest.raises(ValueError, match=message):
+        main(argument_parser().parse_args(words))
 
 
 def test_resuming_an_evaluation_of_nothing(shapes: Path, tmp_path: Path) -> None:

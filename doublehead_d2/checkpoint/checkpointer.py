@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -20,6 +19,7 @@ from doublehead_d2.checkpoint.settings import differing_settings, idle_norms
 from doublehead_d2.checkpoint.sources import SOURCES
 from doublehead_d2.checkpoint.sources.source import PREFIX
 from doublehead_d2.checkpoint.summary import Loaded
+from doublehead_d2.checkpoint.whole import WholeCheckpointer, not_finite
 from doublehead_d2.modeling.parts import class_layers
 from doublehead_d2.modeling.siblings import fill_missing
 
@@ -65,15 +65,15 @@ class _TensorsOnly(Checkpointer):
         return super()._load_model(checkpoint)
 
 
-class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
-    """`DetectionCheckpointer` that converts foreign files, runs no code and logs what it loaded.
+class DoubleHeadCheckpointer(WholeCheckpointer, _TensorsOnly):
+    """`WholeCheckpointer` that converts foreign files, runs no code and logs what it loaded.
 
     After loading, `missing_keys` are the model's tensors that the file did not have.
 
     Args:
         new_predictors: a training that starts, by `resume_or_load`, takes no class scores, and no
             boxes and masks of a class each, from the file; one that is resumed does.
-        args, kwargs: as `DetectionCheckpointer`.
+        args, kwargs: as `WholeCheckpointer`.
 
     Raises while loading:
         ValueError: a file that would run code, is damaged, foreign and not convertible, has
@@ -85,7 +85,7 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
         self._new_predictors = new_predictors
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As `DetectionCheckpointer.resume_or_load`."""
+        """As `WholeCheckpointer.resume_or_load`."""
         if self._new_predictors and not (resume and self.has_checkpoint()):
             self._anew = class_layers(self.model)
         try:
@@ -120,24 +120,6 @@ class DoubleHeadCheckpointer(DetectionCheckpointer, _TensorsOnly):
                 f"there is no checkpoint '{path}' ({why}); allowed for MODEL.WEIGHTS: a file, a "
                 "URL, or a name such as doublehead://... and detectron2://..."
             )
-
-    def get_checkpoint_file(self) -> str:
-        """The file that `last_checkpoint` names, which lies beside it.
-
-        Raises:
-            ValueError: it names a file elsewhere, or is no text.
-        """
-        last = os.path.join(self.save_dir, "last_checkpoint")
-        try:
-            path = super().get_checkpoint_file()
-        except UnicodeDecodeError:
-            raise ValueError(f"'{last}' is no text; allowed: the name of a file there") from None
-        if path and os.path.dirname(os.path.normpath(path)) != os.path.normpath(self.save_dir):
-            raise ValueError(
-                f"'{last}' names '{path}', which is not in its folder; allowed: the name of a file "
-                "there"
-            )
-        return path
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
@@ -239,12 +221,7 @@ def _check_form(path: str, checkpoint: Any) -> None:
 
 def _check_finite(path: str, tensors: Mapping[str, Any]) -> None:
     """Weights that are not finite would load, and the model then detect nothing."""
-    broken = []
-    for key, value in tensors.items():
-        if isinstance(value, (np.ndarray, torch.Tensor)):
-            tensor = torch.as_tensor(value)
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                broken.append(key)
+    broken = not_finite(tensors)
     if broken:
         raise ValueError(
             f"'{path}' holds weights that are not finite (NaN or infinite) in {len(broken)} of "

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+import zipfile
 from typing import Any, BinaryIO
 
 import torch
@@ -22,10 +23,15 @@ def load_tensors(path: str) -> Any:
     """A file of `torch.save`, on the CPU, if it holds nothing but tensors and plain values.
 
     Raises:
-        ValueError: the file would run code, is truncated, or is no checkpoint; says which.
+        ValueError: the file would run code, is truncated or damaged, or is no checkpoint; says
+            which.
         OSError: the file cannot be read.
     """
     with open(path, "rb") as f:
+        damaged = _damaged_part(f)
+        if damaged:
+            raise ValueError(f"'{path}' is damaged: the checksum of {damaged} in it does not fit")
+        f.seek(0)
         try:
             return torch.load(f, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -108,6 +114,17 @@ def sha256_of(path: str) -> str:
         for block in iter(lambda: f.read(BLOCK), b""):
             sha256.update(block)
     return sha256.hexdigest()
+
+
+def _damaged_part(f: BinaryIO) -> str | None:
+    """What of a zip archive has other bytes than were written; torch does not look at checksums."""
+    if not zipfile.is_zipfile(f):
+        return None  # a file of before torch 1.6, or one of which torch says what it is
+    try:
+        with zipfile.ZipFile(f) as archive:
+            return archive.testzip()
+    except Exception as error:  # by whichever of its bytes are others
+        return f"its directory ({error})"
 
 
 def _unreadable(f: BinaryIO, error: str) -> str:

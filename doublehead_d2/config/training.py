@@ -26,6 +26,10 @@ def add_keys(cfg: CfgNode) -> None:
     # warns of the others). Needs a SEED of 0 or more.
     cfg.SOLVER.DETERMINISTIC = False
 
+    # Checkpoints of SOLVER.CHECKPOINT_PERIOD that are kept, the newest; 0: all. model_best.pth and
+    # model_final.pth stay in any case.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 0
+
     # Keep the weights of the best evaluation in OUTPUT_DIR/model_best.pth.
     cfg.TEST.BEST = CfgNode()
     # What is compared, as metrics.json calls it: "bbox/AP"; with several test sets
@@ -51,6 +55,7 @@ def check(cfg: CfgNode) -> None:
         ValueError: names the key, its value and what is allowed.
     """
     check_int("SOLVER.ACCUMULATION_STEPS", cfg.SOLVER.ACCUMULATION_STEPS, 1)
+    check_int("SOLVER.KEEP_CHECKPOINTS", cfg.SOLVER.KEEP_CHECKPOINTS, 0)
     check_parts(cfg)
     check_patterns(cfg.MODEL.FREEZE)
     if cfg.SOLVER.DETERMINISTIC and cfg.SEED < 0:

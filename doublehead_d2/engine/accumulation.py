@@ -5,14 +5,15 @@ import time
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from doublehead_d2.engine.divergence import NamingSteps
 
 Losses = dict[str, torch.Tensor]
 
 
-class AccumulatingTrainer(SimpleTrainer):
+class AccumulatingTrainer(NamingSteps):
     """`SimpleTrainer` that averages the gradients of several batches before it steps.
 
     Where losses are means over a batch, n parts of equal weight give the gradients of the whole:
@@ -33,7 +34,7 @@ class AccumulatingTrainer(SimpleTrainer):
             optimizer: of the parameters of `model`.
             parts: batches from one step of the optimizer to the next.
         """
-        super().__init__(model, data_loader, optimizer)
+        super().__init__(model, data_loader, optimizer, parts)
         self.parts = parts
 
     def run_step(self) -> None:

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from doublehead_d2.checkpoint.reading import load_tensors
+from doublehead_d2.checkpoint.whole import WholeCheckpointer
 from doublehead_d2.engine.ending import end_training
 from doublehead_d2.engine.evaluation_hook import iterations_done
 
@@ -30,7 +31,7 @@ class Evaluation(NamedTuple):
         return f"{self.value:.4f} after {self.iterations} iterations"
 
 
-class _WeightsCheckpointer(DetectionCheckpointer):
+class _WeightsCheckpointer(WholeCheckpointer):
     """Writes weights that no training is resumed from."""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -11,6 +11,7 @@ from doublehead_d2.engine.best_checkpoint import NAME, BestCheckpoint
 from doublehead_d2.engine.evaluation_hook import EvaluationHook
 from doublehead_d2.engine.first_iterations import FirstIterations
 from doublehead_d2.engine.freeze import FrozenNorms
+from doublehead_d2.engine.stopping import StopWhenAsked
 from doublehead_d2.engine.trained_config import TrainedConfigWriter
 from doublehead_d2.engine.validation_loss import ValidationLoss, build_loss_loader
 
@@ -36,6 +37,9 @@ def complete_hooks(trainer: Any, hooks: Hooks) -> Hooks:
         # Evaluations are then neither left out nor repeated.
         evaluate = EvaluationHook(cfg.TEST.EVAL_PERIOD, trainer.test_at_iteration)
         hooks = [evaluate if isinstance(hook, EvalHook) else hook for hook in hooks]
+    # Behind the checkpoints, before evaluations, which are not waited for
+    first = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+    hooks.insert(first, StopWhenAsked(trainer.checkpointer))
     if cfg.MODEL.FREEZE:
         hooks.insert(0, FrozenNorms(trainer.model))
     if cfg.TEST.LOSS:

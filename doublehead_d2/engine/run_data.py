@@ -5,8 +5,8 @@ import os
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.utils.file_io import PathManager
 
+from doublehead_d2.checkpoint.whole import has_checkpoint
 from doublehead_d2.data.classes import Named, check_number, compare_classes
 from doublehead_d2.data.contents import inspect_dataset
 from doublehead_d2.data.findings import Contents, Use
@@ -194,4 +194,4 @@ def _carried(cfg: CfgNode, eval_only: bool, resume: bool) -> list[Named]:
 
 
 def _resumes(cfg: CfgNode, resume: bool) -> bool:
-    return resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    return resume and has_checkpoint(cfg.OUTPUT_DIR)

@@ -6,9 +6,9 @@ import os
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
-from detectron2.utils.file_io import PathManager
 
 from doublehead_d2 import model_zoo
+from doublehead_d2.checkpoint.whole import has_checkpoint
 from doublehead_d2.config import check_config, fall_back_to_cpu, merge_opts
 from doublehead_d2.config.keys import differences
 from doublehead_d2.data.check import check_datasets
@@ -17,6 +17,7 @@ from doublehead_d2.data.registration import add_datasets
 from doublehead_d2.engine.determinism import make_deterministic
 from doublehead_d2.engine.log import start_logging
 from doublehead_d2.engine.run_data import check_data, infer_num_classes
+from doublehead_d2.engine.run_folder import check_folder, claim, refuse_used
 from doublehead_d2.engine.schedule import scale_schedule
 from doublehead_d2.evaluation.metrics import check_metric
 
@@ -28,8 +29,9 @@ def setup(args: argparse.Namespace, folder: str | None = None) -> CfgNode:
 
     Args:
         args: what `argument_parser` gives: `config_file` (a file or a name of the zoo), `opts`,
-            `eval_only`, `resume` and, if there is one, `dataset` (NAME=TEXT, several).
-        folder: where log and config are written; None for OUTPUT_DIR.
+            `eval_only`, `resume` and, if there are, `overwrite` and `dataset` (NAME=TEXT, several).
+        folder: where log and config are written; None for OUTPUT_DIR, which a training then has
+            for itself (:mod:`~doublehead_d2.engine.run_folder`).
 
     Returns:
         the frozen config as :func:`complete_config` gives it.
@@ -49,16 +51,23 @@ def setup(args: argparse.Namespace, folder: str | None = None) -> CfgNode:
     as_in_file = cfg.clone()
     add_datasets(cfg.DATASETS.REGISTER, getattr(args, "dataset", None) or ())
     merge_opts(cfg, args.opts or [])
-    resumes = args.resume and "last_checkpoint" in _traces(cfg.OUTPUT_DIR)
+    resumes = args.resume and has_checkpoint(cfg.OUTPUT_DIR)
+    overwrite = getattr(args, "overwrite", False)
+    if args.resume and overwrite:
+        raise ValueError("--resume goes on with what --overwrite removes; allowed: one of them")
     if args.eval_only and not resumes and not cfg.MODEL.WEIGHTS:
         raise ValueError(
             "--eval-only would evaluate random weights: MODEL.WEIGHTS is empty; "
             "add `MODEL.WEIGHTS path/to/model_final.pth`"
         )
     notes = check_run(cfg, eval_only=args.eval_only, resume=args.resume)
+    if not args.resume and not args.eval_only:
+        refuse_used(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, overwrite=overwrite)
 
     # From here on there is a folder of the job, and what is said is in its log.
-    used = [] if args.resume or args.eval_only else _traces(cfg.OUTPUT_DIR)
+    check_folder(folder or cfg.OUTPUT_DIR)
+    if folder is None and not args.eval_only:
+        claim(cfg.OUTPUT_DIR, overwrite=overwrite)
     start_logging(folder or cfg.OUTPUT_DIR)
     for note in notes:
         logger.warning("%s", note)
@@ -71,14 +80,6 @@ def setup(args: argparse.Namespace, folder: str | None = None) -> CfgNode:
     if cfg.SOLVER.DETERMINISTIC:
         make_deterministic()
     _report(cfg, as_in_file, args.config_file, kept=folder is None)
-    if used:
-        logger.warning(
-            "OUTPUT_DIR %s is the folder of another training (%s): this one starts anew and writes "
-            "into its files. To go on with that one, add --resume; to keep it, give another "
-            "OUTPUT_DIR.",
-            cfg.OUTPUT_DIR,
-            ", ".join(used),
-        )
     return cfg
 
 
@@ -134,12 +135,6 @@ def complete_config(cfg: CfgNode, *, eval_only: bool = False) -> CfgNode:
     if not count:
         infer_num_classes(cfg, eval_only=eval_only)
     return cfg
-
-
-def _traces(folder: str) -> list[str]:
-    """Files in a folder that a training wrote."""
-    names = ("last_checkpoint", "metrics.json")
-    return [name for name in names if PathManager.isfile(os.path.join(folder, name))]
 
 
 def _report(cfg: CfgNode, as_in_file: CfgNode, name: str, *, kept: bool) -> None:

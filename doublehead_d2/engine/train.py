@@ -5,13 +5,17 @@ import logging
 import os
 from typing import Any
 
+import torch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
+from doublehead_d2.engine.divergence import save_batch
 from doublehead_d2.engine.dry_run import dry_run
 from doublehead_d2.engine.memory import keep_freed_memory
+from doublehead_d2.engine.run_folder import release
 from doublehead_d2.engine.setup import setup
+from doublehead_d2.engine.stopping import StopWhenAsked
 from doublehead_d2.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -34,6 +38,13 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     if getattr(args, "dry_run", False):
         dry_run(args)
         return None
+    try:
+        return _main(args)
+    finally:
+        release()
+
+
+def _main(args: argparse.Namespace) -> dict[str, Any] | None:
     cfg = setup(args)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
@@ -56,7 +67,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 def _train(trainer: Trainer, *, resume: bool) -> dict[str, Any] | None:
     """Train, and say where a resumed training begins and how an interrupted one goes on."""
     folder, before = trainer.cfg.OUTPUT_DIR, _last_checkpoint(trainer)
-    if resume and before is None:
+    if resume and not trainer.checkpointer.has_checkpoint():
         logger.warning("--resume: %s has no checkpoint; the training begins anew.", folder)
     elif resume and trainer.start_iter >= trainer.max_iter:
         logger.warning(
@@ -69,13 +80,21 @@ def _train(trainer: Trainer, *, resume: bool) -> dict[str, Any] | None:
         )
     try:
         return trainer.train()
-    except FloatingPointError as error:  # detectron2's, of a loss or of what the RPN predicts
-        solver, reason = trainer.cfg.SOLVER, " ".join(str(error).split())
+    except FloatingPointError as error:  # of a loss, of what the RPN predicts, of weights
+        raise ValueError(_divergence(trainer, " ".join(str(error).split()))) from error
+    except torch.cuda.OutOfMemoryError as error:
         raise ValueError(
-            f"the training diverged in iteration {trainer.iter}: {reason} Try a SOLVER.BASE_LR "
-            f"below {solver.BASE_LR:g}, or more SOLVER.WARMUP_ITERS than {solver.WARMUP_ITERS}"
+            f"the memory of the GPU is too small for iteration {trainer.iter} "
+            f"({str(error).splitlines()[0]}); what takes less: SOLVER.ACCUMULATION_STEPS above "
+            f"{trainer.cfg.SOLVER.ACCUMULATION_STEPS}, SOLVER.AMP.ENABLED True, a smaller "
+            "INPUT.MAX_SIZE_TRAIN and INPUT.MIN_SIZE_TRAIN, or a smaller SOLVER.IMS_PER_BATCH "
+            "(with SOLVER.REFERENCE_IMS_PER_BATCH the schedule follows); of Double-Head, too, "
+            "MODEL.ROI_DOUBLE_HEAD.CONV_HEAD.USE_ACT_CHECKPOINT True"
         ) from error
     except KeyboardInterrupt:
+        for hook in trainer._hooks:
+            if isinstance(hook, StopWhenAsked):
+                hook.save()  # of the last whole step, if it came between two
         after, period = _last_checkpoint(trainer), trainer.cfg.SOLVER.CHECKPOINT_PERIOD
         # One that was there before belongs to another training, unless this one resumed it.
         if after is None or (after == before and not resume):
@@ -84,6 +103,21 @@ def _train(trainer: Trainer, *, resume: bool) -> dict[str, Any] | None:
             way = f"goes on from {trainer.checkpointer.get_checkpoint_file()} with --resume"
         logger.warning("Interrupted in iteration %d; the training %s.", trainer.iter, way)
         raise
+
+
+def _divergence(trainer: Trainer, reason: str) -> str:
+    """What is said of a training that diverged; which images it saw is written down."""
+    cfg, images = trainer.cfg, getattr(trainer._trainer, "images", [])
+    path = save_batch(cfg.OUTPUT_DIR, trainer.iter, reason, images)
+    names = f"{', '.join(images[:2])}{f' and {len(images) - 2} more' if len(images) > 2 else ''}"
+    last = trainer.checkpointer.get_checkpoint_file()
+    return (
+        f"the training diverged in iteration {trainer.iter}: {reason} The images of its batch are "
+        f"in {path}: {names}. "
+        f"{f'The last checkpoint, from before, is {last}. ' if last else ''}"
+        f"Try a SOLVER.BASE_LR below {cfg.SOLVER.BASE_LR:g}, or more SOLVER.WARMUP_ITERS than "
+        f"{cfg.SOLVER.WARMUP_ITERS}"
+    )
 
 
 def _last_checkpoint(trainer: Trainer) -> int | None:

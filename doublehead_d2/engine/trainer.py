@@ -30,6 +30,7 @@ from doublehead_d2.data.naming_mapper import NamingMapper
 from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine.accumulation import AccumulatingTrainer
 from doublehead_d2.engine.amp import AMPTrainer
+from doublehead_d2.engine.divergence import NamingSteps
 from doublehead_d2.engine.ending import EndsEarly
 from doublehead_d2.engine.freeze import freeze
 from doublehead_d2.engine.hooks import complete_hooks
@@ -74,14 +75,15 @@ class Trainer(DefaultTrainer, EndsEarly):
         model = freeze(self.build_model(cfg), cfg.MODEL.FREEZE)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        ddp_args = {"device_ids": None} if on_cpu else {}
-        model = create_ddp_model(model, broadcast_buffers=False, **ddp_args)
+        devices = None if on_cpu else [torch.cuda.current_device()]
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
         self._trainer = _build_steps(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DoubleHeadCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             new_predictors=cfg.MODEL.NEW_PREDICTORS,
+            keep=cfg.SOLVER.KEEP_CHECKPOINTS,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -254,7 +256,7 @@ def _build_steps(
         return AMPTrainer(model, data_loader, optimizer, parts)
     if parts > 1:
         return AccumulatingTrainer(model, data_loader, optimizer, parts)
-    return SimpleTrainer(model, data_loader, optimizer)
+    return NamingSteps(model, data_loader, optimizer)
 
 
 def _check_scaled(cfg: CfgNode) -> None:

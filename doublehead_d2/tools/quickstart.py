@@ -15,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 from doublehead_d2 import model_zoo
 from doublehead_d2.engine import argument_parser as train_argument_parser
 from doublehead_d2.engine import run as train
+from doublehead_d2.engine.run_folder import traces
 from doublehead_d2.tools import demo, make_shapes
 
 CONFIG = "Shapes-Detection/double_head_ext_rcnn_tiny.yaml"
@@ -39,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_trained(args.output):
         print(f"{args.output}/model_final.pth is there already: not training again")
     else:
-        started = os.path.isfile(os.path.join(args.output, "last_checkpoint"))
-        resume = ["--resume"] if started else []
+        resume = ["--resume"] if traces(args.output) else []
         command = ["--config-file", args.config_file, *resume, "OUTPUT_DIR", args.output]
         status = train(train_argument_parser().parse_args(command + args.opts))
         if status:
