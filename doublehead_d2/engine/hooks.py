@@ -9,6 +9,7 @@ from detectron2.utils import comm
 
 from doublehead_d2.engine.best_checkpoint import NAME, BestCheckpoint
 from doublehead_d2.engine.evaluation_hook import EvaluationHook
+from doublehead_d2.engine.exact_resume import ExactResume
 from doublehead_d2.engine.first_iterations import FirstIterations
 from doublehead_d2.engine.freeze import FrozenNorms
 from doublehead_d2.engine.trained_config import TrainedConfigWriter
@@ -36,6 +37,7 @@ def complete_hooks(trainer: Any, hooks: Hooks) -> Hooks:
         # Evaluations are then neither left out nor repeated.
         evaluate = EvaluationHook(cfg.TEST.EVAL_PERIOD, trainer.test_at_iteration)
         hooks = [evaluate if isinstance(hook, EvalHook) else hook for hook in hooks]
+    hooks.insert(0, ExactResume(trainer._trainer.data_loader, seed=cfg.SEED))
     if cfg.MODEL.FREEZE:
         hooks.insert(0, FrozenNorms(trainer.model))
     if cfg.TEST.LOSS:
