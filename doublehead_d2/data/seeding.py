@@ -28,7 +28,7 @@ class Draw(NamedTuple):
 
 def generator(seed: int, *numbers: int) -> np.random.Generator:
     """Random numbers of their own for each sequence of numbers that are not negative."""
-    return np.random.default_rng([seed, *numbers])
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=numbers))
 
 
 def seed_all(seed: int, *numbers: int, on_gpus: bool = True) -> None:
@@ -38,7 +38,7 @@ def seed_all(seed: int, *numbers: int, on_gpus: bool = True) -> None:
         seed, numbers: none of them negative.
         on_gpus: those on all GPUs, too.
     """
-    words = np.random.SeedSequence([seed, *numbers]).generate_state(4)
+    words = np.random.SeedSequence(seed, spawn_key=numbers).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])  # noqa: NPY002
     for_torch = int(words[2]) << 32 | int(words[3])
