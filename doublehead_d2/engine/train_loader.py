@@ -173,7 +173,7 @@ def _build_order(cfg: CfgNode, records: Sequence[Record]) -> DataOrder:
         options = {} if loader.get("REPEAT_SQRT", True) else {"sqrt": False}
         repeats = by_frequency(records, loader.REPEAT_THRESHOLD, **options).numpy()
     if loader.SAMPLER_TRAIN == SUBSET:
-        ratio = loader.RANDOM_SUBSET_RATIO
+        ratio = loader.get("RANDOM_SUBSET_RATIO", 1.0)  # detectron2 0.6 has no such key
         subset = int(len(records) * ratio)
         if not 0 < subset <= len(records):
             raise ValueError(
