@@ -13,10 +13,10 @@ from torch import nn
 from conftest import TINY_EXT
 from doublehead_d2 import model_zoo
 from doublehead_d2.data.resize import build_mapper
+from doublehead_d2.data.seeding import kept_random_state
 from doublehead_d2.engine.validation_loss import (
     ValidationLoss,
     build_loss_loader,
-    kept_random_state,
     validation_losses,
 )
 

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 
 from doublehead_d2.engine.best_checkpoint import NAME, BestCheckpoint
 from doublehead_d2.engine.evaluation_hook import EvaluationHook
+from doublehead_d2.engine.exact_resume import ExactResume
 from doublehead_d2.engine.first_iterations import FirstIterations
 from doublehead_d2.engine.freeze import FrozenNorms
 from doublehead_d2.engine.stopping import StopWhenAsked
@@ -40,6 +41,7 @@ def complete_hooks(trainer: Any, hooks: Hooks) -> Hooks:
     # Behind the checkpoints, before evaluations, which are not waited for
     first = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
     hooks.insert(first, StopWhenAsked(trainer.checkpointer))
+    hooks.insert(0, ExactResume(trainer._trainer.data_loader, seed=cfg.SEED))
     if cfg.MODEL.FREEZE:
         hooks.insert(0, FrozenNorms(trainer.model))
     if cfg.TEST.LOSS:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import (
     DefaultTrainer,
     HookBase,
@@ -36,6 +36,7 @@ from doublehead_d2.engine.freeze import freeze
 from doublehead_d2.engine.hooks import complete_hooks
 from doublehead_d2.engine.progress import ProgressPrinter, count_images
 from doublehead_d2.engine.proposal_files import check_proposal_files
+from doublehead_d2.engine.train_loader import build_train_loader
 from doublehead_d2.evaluation import (
     ModesEvaluator,
     all_modes,
@@ -211,16 +212,12 @@ class Trainer(DefaultTrainer, EndsEarly):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-        """detectron2's loader of the training data, resizing as INPUT.RESIZE_RULE asks for.
+        """The loader of the training data, resizing as INPUT.RESIZE_RULE asks for.
 
         Its batches are the parts that SOLVER.ACCUMULATION_STEPS makes of SOLVER.IMS_PER_BATCH.
         """
         check_proposal_files(cfg, "TRAIN")
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.SOLVER.IMS_PER_BATCH //= cfg.SOLVER.ACCUMULATION_STEPS
-        mapper = NamingMapper(build_mapper(cfg, is_train=True))
-        return build_detection_train_loader(cfg, mapper=mapper)
+        return build_train_loader(cfg, NamingMapper(build_mapper(cfg, is_train=True)))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:

@@ -1,14 +1,12 @@
 """A hook that gives the losses of training on data that is not trained on."""
 
 import logging
-import random
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
@@ -22,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from doublehead_d2.config.training import LOSSES
 from doublehead_d2.data.naming_mapper import NamingMapper
 from doublehead_d2.data.resize import build_mapper
+from doublehead_d2.data.seeding import kept_random_state
 from doublehead_d2.engine.evaluation_hook import EvaluationHook
 
 Batches = Iterable[list[dict[str, Any]]]
@@ -102,18 +101,6 @@ def build_loss_loader(cfg: CfgNode) -> Batches:
     return build_detection_test_loader(
         records, mapper=NamingMapper(mapper), num_workers=cfg.DATALOADER.NUM_WORKERS
     )
-
-
-@contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Leave the random numbers of Python, numpy and torch, on all devices, as they were."""
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)  # noqa: NPY002
 
 
 @contextmanager
