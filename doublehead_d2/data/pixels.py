@@ -13,7 +13,7 @@ import numpy as np
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, ImageOps
 
 from doublehead_d2.data.image_files import DEEP, bits_of
 
@@ -50,13 +50,34 @@ def is_gray_16(file_name: str) -> bool:
         DeepPixelsError: its values have 32 bits or are floats.
     """
     with PathManager.open(file_name, "rb") as f, Image.open(f) as image:
-        if not image.mode.startswith(("I", "F")):
-            return False
-        if bits_of(image) == 32:
-            raise DeepPixelsError(
-                f"its pixels have more than 16 bits (mode '{image.mode}'): {DEEP}"
-            )
-        return True
+        return _is_gray_16(image)
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """What :func:`read_pixels` gives of the file that an image of Pillow is from.
+
+    Args:
+        image: of any mode; turned as its EXIF says.
+
+    Returns:
+        BGR, H x W x 3, uint8 0-255.
+
+    Raises:
+        DeepPixelsError: its values have 32 bits or are floats.
+    """
+    deep = _is_gray_16(image)
+    image = ImageOps.exif_transpose(image)
+    if deep:
+        return upper_bits(np.asarray(image))
+    return np.asarray(image.convert("RGB"))[:, :, ::-1]
+
+
+def _is_gray_16(image: Image.Image) -> bool:
+    if not image.mode.startswith(("I", "F")):
+        return False
+    if bits_of(image) == 32:
+        raise DeepPixelsError(f"its pixels have more than 16 bits (mode '{image.mode}'): {DEEP}")
+    return True
 
 
 def upper_bits(image: np.ndarray) -> np.ndarray:

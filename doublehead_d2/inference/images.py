@@ -1,4 +1,4 @@
-"""Image files as the model is trained on them, or a reason why not."""
+"""Images as the model is trained on them, or a reason why not."""
 
 import glob
 import mimetypes
@@ -8,7 +8,43 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from doublehead_d2.data.pixels import DeepPixelsError, read_pixels
+from doublehead_d2.data.pixels import DeepPixelsError, pixels_of, read_pixels
+
+Source = str | np.ndarray | Image.Image  # a file, BGR pixels, an image of Pillow
+
+
+def bgr_of(source: Source) -> np.ndarray:
+    """The pixels of a file, of an array (which are its own) or of an image of Pillow.
+
+    Returns:
+        BGR, H x W x 3 uint8 0-255.
+
+    Raises:
+        ValueError: there are none, and why.
+    """
+    if isinstance(source, np.ndarray):
+        return checked(source, "the array")
+    if isinstance(source, str):
+        return read_bgr(source)
+    name = getattr(source, "filename", "") or "the image of Pillow"
+    try:
+        return np.ascontiguousarray(pixels_of(source))
+    except Exception as error:  # it may be read from its file only now
+        raise ValueError(f"{name}: {_reason(name, error)}") from error
+
+
+def checked(image: np.ndarray, name: str) -> np.ndarray:
+    """An array, if a model can be run on it.
+
+    Raises:
+        ValueError: what is wrong with the array `name`.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(
+            f"{name} has shape {image.shape} and type {image.dtype}; "
+            "allowed: H x W x 3 (BGR), uint8"
+        )
+    return image
 
 
 def read_bgr(file_name: str) -> np.ndarray:
