@@ -31,15 +31,21 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", action="append", metavar="NAME=TEXT", help=HELP)
 
 
-def add_images(parser: argparse.ArgumentParser, drawn: str) -> None:
+def add_images(
+    parser: argparse.ArgumentParser, drawn: str, files: str = "image files"
+) -> argparse._MutuallyExclusiveGroup:
     """Add --input, --dataset and --num-images, of which :func:`records_of` gives the images.
 
     Args:
         parser: of a tool that draws.
         drawn: what becomes of a data set, in a few words.
+        files: what --input takes.
+
+    Returns:
+        the group of them, one of which must be given.
     """
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="IMAGE", help="image files")
+    source.add_argument("--input", nargs="+", metavar="IMAGE", help=files)
     source.add_argument(
         "--dataset",
         action="append",
@@ -48,6 +54,7 @@ def add_images(parser: argparse.ArgumentParser, drawn: str) -> None:
         f"DATASETS.REGISTER, or {HELP}",
     )
     parser.add_argument("--num-images", type=int, default=16, help="of each --dataset (16)")
+    return source
 
 
 def records_of(args: argparse.Namespace) -> list[dict[str, Any]]:
