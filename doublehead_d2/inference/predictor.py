@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -168,6 +169,8 @@ class Predictor:
         return in_groups(keyed(), run, batch_size, WINDOW * batch_size)
 
     def _read(self, source: Source) -> _Image:
+        if isinstance(source, str) and os.path.isdir(source):  # what is left of it
+            return _Image(source, error=f"{source}: a folder without images")
         try:
             return self._prepare(source, bgr_of(source))
         except ValueError as error:
