@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ import torch
 
 from conftest import REPOSITORY, TINY_EXT
 from doublehead_d2 import model_zoo
+from doublehead_d2.inference.video import Video, VideoFile
 from doublehead_d2.tools import demo, quickstart
 
 
@@ -98,7 +100,8 @@ def test_what_is_done_stays(
 
 
 def test_no_readable_image_leaves_an_empty_list(weights: str, images: list[str]) -> None:
-    assert demo.main(words(weights, "--input", "text.jpg", ".")) == 1
+    Path("empty").mkdir()
+    assert demo.main(words(weights, "--input", "text.jpg", "empty")) == 1
     assert entries() == []
 
 
@@ -131,11 +134,24 @@ def test_what_is_not_shown_is_counted(
         (["--score-threshold", "nan"], "--score-threshold is nan; allowed: 0 to 1"),
         (["--batch-size", "0"], "--batch-size is 0; allowed: 1 or more"),
         (["--num-images", "-1"], "--num-images is -1; allowed: 1 or more"),
+        (["--coco", ""], "the name of a file to write is empty"),
     ],
 )
 def test_options_are_checked(more: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         demo.main(words("a.pth", *more, "--input", "a.jpg"))
+
+
+def test_coco_takes_one_data_set() -> None:
+    given = ["--dataset", "shapes_val", "--dataset", "shapes_train", "--coco", "coco.json"]
+    with pytest.raises(ValueError, match=r"--coco coco.json with 2 data sets; allowed: one"):
+        demo.main(words("a.pth", *given))
+
+
+def test_classes_are_checked_before_anything_is_written(weights: str, images: list[str]) -> None:
+    with pytest.raises(ValueError, match="classes has 'cat'; allowed: names such as"):
+        demo.main(words(weights, "--classes", "cat", "--input", "a.jpg"))
+    assert not Path("predictions").exists()
 
 
 def test_pictures_replace_no_image(weights: str, images: list[str], tmp_path: Path) -> None:
@@ -144,6 +160,87 @@ def test_pictures_replace_no_image(weights: str, images: list[str], tmp_path: Pa
     with pytest.raises(ValueError, match=r"--output \. would replace the image \./c.png"):
         demo.main(words(weights, "--output", ".", "--input", "a.jpg", str(tmp_path / "c.png")))
     assert Path("c.png").read_bytes() == before and not Path("detections.json").exists()
+
+
+def write_clip(path: str, frames: int) -> None:
+    with VideoFile(path, 5) as clip:
+        for value in range(frames):
+            clip.append(np.full((48, 64, 3), 50 * value, np.uint8))
+
+
+def test_folders_patterns_and_videos(
+    weights: str, images: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("in/c.jpg", "in/below/d.jpg"):
+        Path(name).parent.mkdir()
+        shutil.copy("b.jpg", name)
+    write_clip("clip.mp4", 3)
+    Path("broken.mp4").write_text("no video")
+    given = ["in", "clip.mp4", "broken.mp4", "*a.jpg", "*.gif", "text.jpg"]
+    more = ["--coco", "coco.json", "--csv", "table.csv", "--input", *given]
+    assert demo.main(words(weights, *more)) == 1
+    captured = capsys.readouterr()
+    assert [line for line in captured.err.splitlines() if "not readable" in line] == [
+        "not readable as a video: broken.mp4: OpenCV cannot open it",
+        "not readable as an image: *.gif: a pattern that no file matches",
+        "not readable as an image: text.jpg: not an image, or of a format that Pillow does not "
+        "read",
+        "not readable: 3 files",
+    ]
+    assert "image/s" not in captured.err  # no bar without a terminal
+    found = entries()
+    assert [(e["file_name"], e["picture"], e.get("frame"), e["image_id"]) for e in found] == [
+        ("in/c.jpg", "c.png", None, 1),
+        ("in/below/d.jpg", "d.png", None, 2),
+        ("clip.mp4", "clip.mp4", 0, 3),
+        ("clip.mp4", "clip.mp4", 1, 4),
+        ("clip.mp4", "clip.mp4", 2, 5),
+        ("a.jpg", "a.png", None, 6),
+    ]
+    assert (found[2]["height"], found[2]["width"]) == (48, 64)
+    frames = list(Video("predictions/clip.mp4").frames())
+    assert len(frames) == 3 and min(frames[0].shape[:2]) == 384
+    coco = json.loads(Path("coco.json").read_text())
+    assert {x["image_id"] for x in coco} == {1, 2, 3, 4, 5, 6}
+    assert Path("table.csv").read_text().startswith("source,frame,class_id,class,score,x0,")
+
+
+def test_a_camera_is_recorded_until_ctrl_c(
+    weights: str, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Camera(Video):
+        def __init__(self, path: str) -> None:
+            self.camera, self.fps, self.length = path == "0", 25, None
+
+        def frames(self) -> Iterator[np.ndarray]:
+            yield from [np.zeros((48, 64, 3), np.uint8)] * 3
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "Video", Camera)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert demo.main(words(weights, "--webcam")) == 0
+    # The third was ahead of the model.
+    assert [(e["file_name"], e["frame"]) for e in entries()] == [("0", 0), ("0", 1)]
+    assert len(list(Video("predictions/camera_0.mp4").frames())) == 2
+
+
+def test_heads_are_drawn_side_by_side(weights: str, images: list[str]) -> None:
+    assert demo.main(words(weights, "--heads", "--score-threshold", "1", "--input", "a.jpg")) == 0
+    # 60 x 80 is enlarged to 384 x 512; three of them, two gaps and a title.
+    assert cv2.imread("predictions/a.png").shape == (384 + 28, 3 * 512 + 2 * 6, 3)
+    assert len(entries()) == 1
+
+
+def test_a_score_threshold_holds_for_coco_too(weights: str, images: list[str]) -> None:
+    more = ["--coco", "coco.json", "--classes", "1", "--precision", "bfloat16", "--input", "a.jpg"]
+    lowest = []
+    for threshold in ("0", "0.9"):
+        assert demo.main(words(weights, "--score-threshold", threshold, *more)) == 0
+        coco = json.loads(Path("coco.json").read_text())
+        assert {x["category_id"] for x in coco} <= {1, 2}  # 2 where the data set's are known
+        lowest.append(min(x["score"] for x in coco) if coco else 1)
+    assert lowest[0] < 0.9 <= lowest[1]
 
 
 def test_thousands_of_one_name_get_names_at_once() -> None:

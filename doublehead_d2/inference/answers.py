@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.structures import Instances
 
-from doublehead_d2.files import growing_json, prepare_output
+from doublehead_d2.files import growing_json
 from doublehead_d2.inference.results import BOX, Result
 
 COLUMNS = ("source", "frame", "class_id", "class", "score", *BOX)
@@ -21,17 +21,14 @@ class AnswerFiles(contextlib.ExitStack):
     def __init__(self, folder: str, coco: str | None = None, table: str | None = None) -> None:
         """
         Args:
-            folder: that `detections.json` is written to.
-            coco: of a JSON file for all detections in COCO's format for results.
-            table: of a CSV file for the detections that are shown.
+            folder: that `detections.json` is written to; made if it is not there.
+            coco: a JSON file for all detections in COCO's format for results.
+            table: a CSV file for the detections that are shown.
 
         Raises:
-            ValueError, OSError: a file that cannot be written.
+            OSError: a file that cannot be written.
         """
         super().__init__()
-        for path in (coco, table):
-            if path is not None:
-                prepare_output(path)
         os.makedirs(folder, exist_ok=True)
         self._entry = self._growing(os.path.join(folder, "detections.json"))
         self._coco = None if coco is None else self._growing(coco)

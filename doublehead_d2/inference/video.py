@@ -23,6 +23,12 @@ def is_camera(path: str) -> bool:
     return path.isdigit() and not os.path.exists(path)
 
 
+def _keep_quiet() -> None:
+    """Silence OpenCV and its decoders, before their first use: errors here say what is wrong."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
 class Video:
     """A video or a camera that is read."""
 
@@ -34,9 +40,7 @@ class Video:
         Raises:
             ValueError: it cannot be opened.
         """
-        # What OpenCV and its decoders print is said below.
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        _keep_quiet()
         self.camera = is_camera(path)
         self._capture = cv2.VideoCapture(int(path) if self.camera else path)
         if not self._capture.isOpened():
@@ -69,6 +73,7 @@ class VideoFile:
             path: of an MP4; its folder is there.
             fps: frames a second.
         """
+        _keep_quiet()
         self.path = path
         self._fps = fps
         self._writer: cv2.VideoWriter | None = None

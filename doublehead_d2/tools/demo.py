@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from doublehead_d2.files import prepare_output
 from doublehead_d2.inference import Predictor
 from doublehead_d2.inference.answers import AnswerFiles
 from doublehead_d2.inference.images import bgr_of
@@ -223,6 +224,9 @@ def _check(args: argparse.Namespace) -> None:
     threshold = args.score_threshold
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"--score-threshold is {threshold}; allowed: 0 to 1")
+    for path in (args.coco, args.csv):
+        if path is not None:
+            prepare_output(path)
     if args.coco is not None and len(args.dataset or ()) > 1:
         raise ValueError(f"--coco {args.coco} with {len(args.dataset)} data sets; allowed: one")
 
