@@ -10,7 +10,7 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from doublehead_d2.inference.images import read_bgr
+from doublehead_d2.inference.images import bgr_of, read_bgr
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
@@ -108,3 +108,24 @@ def test_a_large_image_is_read_without_a_word(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_bgr("whole.jpg").shape == (60, 80, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16"])
+def test_an_image_of_pillow_is_what_its_file_is(mode: str, tmp_path: Path) -> None:
+    image = Image.fromarray(NOISE)
+    image = image.convert("L").convert("I").point(lambda x: x * 200) if mode == "I;16" else image
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.convert(mode).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        got = bgr_of(opened)
+    np.testing.assert_array_equal(got, read_bgr(str(tmp_path / "a.png")))
+    assert got.shape == (80, 60, 3) and got.flags["C_CONTIGUOUS"]
+
+
+def test_an_image_of_pillow_that_cannot_be_read_is_named(odd_files: None) -> None:
+    with Image.open("half.jpg") as opened, pytest.raises(ValueError, match="half.jpg: damaged"):
+        bgr_of(opened)
+    deep = Image.new("F", (4, 4))
+    with pytest.raises(ValueError, match="the image of Pillow: its pixels have more than 16 bits"):
+        bgr_of(deep)

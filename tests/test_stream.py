@@ -62,21 +62,21 @@ def image(height: int, width: int, value: int = 255) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
 
 
-# The shorter side becomes 128, or the longer one where it would exceed that: 128 x 64, 64 x 128,
-# 128 x 60; 60 is padded to 64, which is a multiple of 32.
-TALL, WIDE, NEARLY_TALL = (40, 20), (20, 40), (128, 60)
+# The longer side becomes 128: 128 x 64, 64 x 128, 128 x 60, 60 x 128. What is 60 is padded to 64, a
+# multiple of 32.
+TALL, WIDE, NEARLY_TALL, NEARLY_WIDE = (40, 20), (20, 40), (128, 60), (60, 128)
 
 
 def test_only_images_padded_to_one_size_share_a_batch(predictor: Predictor) -> None:
-    images = [image(*TALL), image(*WIDE), image(*NEARLY_TALL), image(*WIDE)]
+    images = [image(*size) for size in (TALL, WIDE, NEARLY_TALL, NEARLY_WIDE)]
     outputs = predictor(images)
-    assert predictor.model.batches == [[(128, 64), (128, 60)], [(64, 128), (64, 128)]]
-    assert [x["instances"].image_size for x in outputs] == [TALL, WIDE, NEARLY_TALL, WIDE]
+    assert predictor.model.batches == [[(128, 64), (128, 60)], [(64, 128), (60, 128)]]
+    assert [x["instances"].image_size for x in outputs] == [TALL, WIDE, NEARLY_TALL, NEARLY_WIDE]
     results = list(predictor.stream(images, batch_size=2))
     assert predictor.model.batches[2:] == predictor.model.batches[:2]
-    assert [(r.height, r.width) for r in results] == [TALL, WIDE, NEARLY_TALL, WIDE]
+    assert [(r.height, r.width) for r in results] == [TALL, WIDE, NEARLY_TALL, NEARLY_WIDE]
     assert [tuple(r.instances.pred_boxes.tensor[0].tolist()) for r in results] == [
-        (0, 0, width, height) for height, width in (TALL, WIDE, NEARLY_TALL, WIDE)
+        (0, 0, width, height) for height, width in (TALL, WIDE, NEARLY_TALL, NEARLY_WIDE)
     ]
 
 
