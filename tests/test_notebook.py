@@ -20,8 +20,8 @@ FOLDER = REPOSITORY / "notebooks"
 PATH = FOLDER / "doublehead_d2.ipynb"
 LARGEST = 600_000  # bytes: what a page of a repository shows at once
 PICTURES = 3
-# From the root of a disk, or a user's folder; of Windows, too. A link's slashes follow a colon.
-ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~])(?:~?/(?!/)[\w.-]+/|[A-Za-z]:\\)|file://")
+# From the root of a disk or a user's folder, of Windows, too; not what follows a name or a field.
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~}])(?:~?/(?!/)[\w.-]+/|[A-Za-z]:\\)|file://")
 
 
 def read() -> Any:
@@ -84,13 +84,13 @@ def test_outputs_are_stored() -> None:
     nbformat.validate(notebook)
     assert_ran(notebook)
     # All but that with the paths say something.
-    assert [bool(cell.outputs) for cell in code_of(notebook)][1:] == [True] * 8
+    assert [bool(cell.outputs) for cell in code_of(notebook)][1:] == [True] * 9
     assert PATH.stat().st_size < LARGEST
 
 
 def test_every_cell_has_its_sentence() -> None:
     kinds = [cell.cell_type for cell in read().cells]
-    assert kinds == ["markdown"] + ["markdown", "code"] * 9
+    assert kinds == ["markdown"] + ["markdown", "code"] * 10
 
 
 def test_nothing_names_a_place_of_some_machine() -> None:
