@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 SECONDS_TO_END = 60  # for processes that were interrupted, before they are killed
-SECONDS_AFTER_FAILURE = 10  # for the other processes, when one of them has failed
+SECONDS_AFTER_FAILURE = 5  # for the other processes, when one of them has failed
 SECONDS_OF_ONE = 2.0  # in which signals are one and the same, sent by a terminal and by a launcher
 
 SIGNALS = tuple(

@@ -1,6 +1,7 @@
 """Start one process per GPU, or as many CPU processes where there is no GPU; or be one of them."""
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from doublehead_d2.engine.cluster import Place, place_from_environment
 from doublehead_d2.engine.interrupts import (
     SIGNALS,
+    asked_to_end,
     heed_signals,
     killed_after_failure,
     processes_end_with_this_one,
@@ -121,6 +123,12 @@ def _one_of_several(
         )
     except KeyboardInterrupt as interrupt:  # which torch would take for the end of the job
         sys.exit(128 + (interrupt.args[0] if interrupt.args else SIGNALS[0]))
+    except Exception:
+        # What is left of gloo may wait at the end of the process, where no handler runs.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if asked_to_end() == signal.SIGTERM:  # by torch, since another process has failed
+            signal.raise_signal(signal.SIGTERM)
+        raise
 
 
 def _run_at(place: Place, main_func: Callable[..., Any], args: tuple[Any, ...]) -> None:
