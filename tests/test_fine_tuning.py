@@ -165,7 +165,7 @@ def test_without_a_checkpoint_to_resume_predictors_start_anew(tmp_path: Path) ->
     path = saved(model_of(small_cfg()), tmp_path)
     ours = model_of(small_cfg(), seed=1)
     before = state_of(ours)[f"{SCORES}.weight"]
-    checkpointer = DoubleHeadCheckpointer(ours, str(tmp_path), new_predictors=True)
+    checkpointer = DoubleHeadCheckpointer(ours, str(tmp_path / "run"), new_predictors=True)
     checkpointer.resume_or_load(path, resume=True)
     assert torch.equal(state_of(ours)[f"{SCORES}.weight"], before)
     checkpointer.load(path)  # as an evaluation does

@@ -1,5 +1,6 @@
 """The data of a run: classes in one order everywhere, own functions, and when all of it is told."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -140,10 +141,11 @@ def test_a_training_may_start_from_weights_of_other_classes(place: Place) -> Non
 def test_a_resumed_training_goes_on_with_its_classes(place: Place) -> None:
     cfg = evaluation_cfg(place, "")
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (place.coco("train", other_order),), ()
-    cfg.OUTPUT_DIR = str(place.folder / "trained")
+    cfg.OUTPUT_DIR = str(place.folder / "resumed")
     (note,) = check_run(cfg, resume=True)  # there is nothing to resume
     assert "under other names" in note
-    (place.folder / "trained" / "last_checkpoint").write_text("model_final.pth")
+    shutil.copytree(place.folder / "trained", cfg.OUTPUT_DIR)
+    (place.folder / "resumed" / "last_checkpoint").write_text("model_final.pth")
     with pytest.raises(ValueError, match="own config .* the order differs"):
         check_run(cfg, resume=True)
     assert check_run(cfg) == [note]
