@@ -215,7 +215,9 @@ def prepare(model: GeneralizedRCNN, inputs: list[dict], setting: Setting) -> Non
         ValueError: the RPN has not as many proposals; says how many.
     """
     rpn, heads = model.proposal_generator, model.roi_heads
-    rpn.pre_nms_topk[False] = max(1000, setting.num_proposals)
+    # detectron2's numbers of anchors before NMS, of each map of an FPN and of a single map
+    before_nms = 1000 if len(rpn.in_features) > 1 else 6000
+    rpn.pre_nms_topk[False] = max(before_nms, setting.num_proposals)
     rpn.post_nms_topk[False] = setting.num_proposals
     images = model.preprocess_image(inputs)
     features = model.backbone(images.tensor)
