@@ -224,16 +224,18 @@ def test_tables_say_what_the_runs_were_made_with(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("record", ["tables", "tsd", "backbones"])
+@pytest.mark.parametrize("record", ["hard_tables", "hard_tsd", "hard_backbones", "grcn"])
 def test_docs_have_the_tables_of_the_recorded_studies(record: str) -> None:
-    content = json.loads((REPOSITORY / f"dev/benchmarks/shapes_hard_{record}.json").read_text())
+    content = json.loads((REPOSITORY / f"dev/benchmarks/shapes_{record}.json").read_text())
     document = (REPOSITORY / "docs/REPRODUCTION.md").read_text(encoding="utf-8").splitlines()
     text = reproduce_tables.format_tables(content)
     made_with = text[text.index("- options:") :]
     first, tsd = text.split("## TSD")
     # A section each, with what it was made with at its end.
     tsd, *backbones = tsd.split("## DetNet")
-    section = {"tables": first, "tsd": tsd, "backbones": "".join(backbones)}[record]
+    sections = {"hard_tables": first, "hard_tsd": tsd, "hard_backbones": "".join(backbones)}
+    sections["grcn"] = text.split("## G-RCN")[-1]
+    section = sections[record]
     assert section.count("| ") > 9
     lines = (section + made_with).splitlines()
     assert set(document) >= {line for line in lines if line.startswith(("|", "- "))}

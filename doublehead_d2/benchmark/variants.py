@@ -216,8 +216,10 @@ def prepare(model: GeneralizedRCNN, inputs: list[dict], setting: Setting) -> Non
     """
     rpn, heads = model.proposal_generator, model.roi_heads
     # detectron2's numbers of anchors before NMS, of each map of an FPN and of a single map
-    before_nms = 1000 if len(rpn.in_features) > 1 else 6000
-    rpn.pre_nms_topk[False] = max(before_nms, setting.num_proposals)
+    single_map = len(rpn.in_features) == 1
+    rpn.pre_nms_topk[False] = max(6000 if single_map else 1000, setting.num_proposals)
+    if single_map:  # whose boxes overlap one another, as long as nothing is learned
+        rpn.nms_thresh = 1.0
     rpn.post_nms_topk[False] = setting.num_proposals
     images = model.preprocess_image(inputs)
     features = model.backbone(images.tensor)
