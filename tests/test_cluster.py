@@ -23,9 +23,9 @@ TORCHRUN = {
     "MASTER_PORT": "29500",
 }
 SLURM = {
-    "SLURM_PROCID": "9",
+    "SLURM_PROCID": "11",
     "SLURM_NTASKS": "16",
-    "SLURM_LOCALID": "1",
+    "SLURM_LOCALID": "3",
     "SLURM_TASKS_PER_NODE": "8(x2)",
     "SLURM_NODELIST": "gpu[007-008]",
     "SLURM_JOB_ID": "100",
@@ -58,7 +58,7 @@ def test_torchrun() -> None:
 def test_slurm() -> None:
     # 10000 + 7 * 100 + 3
     place = place_from_environment(SLURM)
-    assert place == Place(9, 16, 1, 8, "tcp://gpu007:10703", "SLURM")
+    assert place == Place(11, 16, 3, 8, "tcp://gpu007:10703", "SLURM")
     other = {**SLURM, "SLURM_STEP_NODELIST": "b1", "MASTER_PORT": "4"}
     assert place_from_environment(other).url == "tcp://b1:4"
     assert place_from_environment({**SLURM, "MASTER_ADDR": "c"}).url == "tcp://c:10703"
@@ -95,8 +95,11 @@ def test_scontrol_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             {"SLURM_TASKS_PER_NODE": "8,4"},
             "has started 8,4 tasks on the machines; allowed: as",
         ),
-        ({"SLURM_LOCALID": "2"}, "process 9 of 16 is number 2 of 8 .*, as SLURM says; allowed: as"),
-        ({"SLURM_NTASKS": "15"}, "process 9 of 15 is number 1 of 8 on its machine"),
+        (
+            {"SLURM_LOCALID": "2"},
+            "process 11 of 16 is number 2 of 8 .*, as SLURM says; allowed: as",
+        ),
+        ({"SLURM_NTASKS": "15"}, "process 11 of 15 is number 3 of 8 on its machine"),
         ({"SLURM_NODELIST": ""}, "SLURM_NODELIST is '', which names no machine"),
     ],
 )

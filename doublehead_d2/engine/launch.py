@@ -122,9 +122,12 @@ def _one_of_several(
             args,
         )
     except KeyboardInterrupt as interrupt:  # which torch would take for the end of the job
-        sys.exit(128 + (interrupt.args[0] if interrupt.args else SIGNALS[0]))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not `sys.exit`: what is left of gloo may wait for a process that is dead.
+        os._exit(128 + (interrupt.args[0] if interrupt.args else SIGNALS[0]))
     except Exception:
-        # What is left of gloo may wait at the end of the process, where no handler runs.
+        # For the same reason, as no handler runs there
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if asked_to_end() == signal.SIGTERM:  # by torch, since another process has failed
             signal.raise_signal(signal.SIGTERM)
