@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from doublehead_d2.data.order import DataOrder, draws, group_by_shape
 from doublehead_d2.data.seeding import Draw, Record, SeededDataset
+from doublehead_d2.engine.interrupts import live_on
 
 PLAIN, REPEATED, SUBSET = (
     "TrainingSampler",
@@ -85,7 +86,7 @@ class TrainLoader:
                 batch_size=None,  # as detectron2: all workers work at one batch
                 collate_fn=_as_it_is,
                 num_workers=self._num_workers,
-                worker_init_fn=worker_init_reset_seed,
+                worker_init_fn=_begin_worker,
                 generator=torch.Generator(),  # else a number of the training's is drawn
             )
         )
@@ -204,3 +205,9 @@ def _fingerprint(records: Sequence[Record]) -> int:
 
 def _as_it_is(record: Any) -> Any:
     return record
+
+
+def _begin_worker(worker: int) -> None:
+    """A seed of its own, as detectron2's workers have; and the images of the last step come."""
+    worker_init_reset_seed(worker)
+    live_on(worker)
