@@ -219,7 +219,7 @@ def prepare(model: GeneralizedRCNN, inputs: list[dict], setting: Setting) -> Non
     single_map = len(rpn.in_features) == 1
     rpn.pre_nms_topk[False] = max(6000 if single_map else 1000, setting.num_proposals)
     if single_map:  # whose boxes overlap one another, as long as nothing is learned
-        rpn.nms_thresh = 1.0
+        rpn.nms_thresh = 0.99
     rpn.post_nms_topk[False] = setting.num_proposals
     images = model.preprocess_image(inputs)
     features = model.backbone(images.tensor)
