@@ -122,12 +122,9 @@ def _one_of_several(
             args,
         )
     except KeyboardInterrupt as interrupt:  # which torch would take for the end of the job
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Not `sys.exit`: what is left of gloo may wait for a process that is dead.
-        os._exit(128 + (interrupt.args[0] if interrupt.args else SIGNALS[0]))
+        sys.exit(128 + (interrupt.args[0] if interrupt.args else SIGNALS[0]))
     except Exception:
-        # For the same reason, as no handler runs there
+        # What is left of gloo may wait at the end of the process, where no handler runs.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if asked_to_end() == signal.SIGTERM:  # by torch, since another process has failed
             signal.raise_signal(signal.SIGTERM)
