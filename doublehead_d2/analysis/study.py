@@ -33,13 +33,13 @@ from doublehead_d2.evaluation import ModesEvaluator, build_evaluator, score_mode
 from doublehead_d2.files import write_json
 
 BACKBONE = "backbone"  # the run whose backbone, FPN and RPN all others start from
-BACKBONE_SCHEDULE = 6  # it starts from nothing and is trained this many times longer
+# Backbones start from nothing and are trained this many times longer.
+BACKBONE_SCHEDULE, C5_BACKBONE_SCHEDULE = 6, 4
 RESULT_FILE = "result.json"
 _EXT_CONFIG = "COCO-Detection/double_head_ext_rcnn_R_50_FPN_paper_1x.yaml"
 _C5_CONFIG = "COCO-Detection/faster_rcnn_R_50_C5_1x.yaml"
-# The same for the rows without FPN: a ResNet of bottlenecks, which C4 has. Its Conv5 has the stride
-# at which ImageNet's weights are trained, and a 2-fc head, below which it learns sooner than below
-# the mean of RoIs.
+# The same for the rows without FPN: a ResNet of bottlenecks, which C4 has. It is trained as
+# detectron2's DC5, below whose 2-fc head it learns sooner than below the mean of RoIs.
 C5_BACKBONE = "backbone_c5"
 # Configs of rows that are not named as they are in Ablations/
 _CONFIGS = {
@@ -120,7 +120,6 @@ def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) ->
     for overlay in overlays:
         model_zoo.merge_config(cfg, model_zoo.get_config_file(overlay))
     if row == C5_BACKBONE:
-        cfg.MODEL.ROI_GRCN.CLS_HEAD.STRIDE = 32
         cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
     merge_opts(cfg, opts)
     fall_back_to_cpu(cfg)
@@ -129,7 +128,7 @@ def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) ->
     if row in (BACKBONE, C5_BACKBONE):
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
         cfg.MODEL.RESNETS.NORM = "BN"
-        cfg.SOLVER.MAX_ITER *= BACKBONE_SCHEDULE
+        cfg.SOLVER.MAX_ITER *= BACKBONE_SCHEDULE if row == BACKBONE else C5_BACKBONE_SCHEDULE
     elif backbone := backbone_of(row):
         cfg.MODEL.WEIGHTS = str(output / f"{backbone}.pth")
     return cfg
