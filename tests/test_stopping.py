@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.engine.hooks import PeriodicCheckpointer
+from detectron2.utils import comm
 from torch import nn
 
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
@@ -54,12 +55,14 @@ class Between(HookBase):
             self.done = True
 
 
-def train(folder: Path, model: Model, *more: HookBase, period: int = 100) -> StopWhenAsked:
+def train(
+    folder: Path, model: Model, *more: HookBase, period: int = 100, eval_period: int = 0
+) -> StopWhenAsked:
     """As `_train` of engine/train.py."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = SimpleTrainer(model, [torch.ones(1, 2)] * ITERATIONS, optimizer)
     checkpointer = DoubleHeadCheckpointer(model, str(folder))
-    hook = StopWhenAsked(checkpointer)
+    hook = StopWhenAsked(checkpointer, eval_period)
     trainer.register_hooks([PeriodicCheckpointer(checkpointer, period), hook, *more])
     try:
         with interruptible():
@@ -110,6 +113,29 @@ def test_a_signal_between_steps_ends_at_once(tmp_path: Path) -> None:
         train(tmp_path, model, between)
     assert not between.done and model.steps == 3
     assert saved(tmp_path) == {"model_0000002": 2, "last": 2}
+
+
+@pytest.mark.parametrize(("eval_period", "steps"), [(0, 4), (2, 4), (3, 3)])
+def test_one_of_several_ends_alone_only_where_all_evaluate(
+    eval_period: int, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal after iteration 2 waits for the end of the next step, unless 3 are evaluated."""
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(SimpleTrainer, "write_metrics", lambda *args: None)  # of all processes
+    monkeypatch.setattr(StopWhenAsked, "_agreed", lambda self, number: number)
+    model, between = Model(), Between(2, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, model, between, eval_period=eval_period)
+    assert model.steps == steps
+
+
+def test_a_late_signal_of_an_agreed_end_is_the_same() -> None:
+    with interruptible():
+        interrupts.count_as_asked(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # which is ignored
+        assert asked_to_end() == signal.SIGINT
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def complete_hooks(trainer: Any, hooks: Hooks) -> Hooks:
         hooks = [evaluate if isinstance(hook, EvalHook) else hook for hook in hooks]
     # Behind the checkpoints, before evaluations, which are not waited for
     first = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-    hooks.insert(first, StopWhenAsked(trainer.checkpointer))
+    hooks.insert(first, StopWhenAsked(trainer.checkpointer, cfg.TEST.EVAL_PERIOD))
     hooks.insert(0, ExactResume(trainer._trainer.data_loader, seed=cfg.SEED))
     if cfg.MODEL.FREEZE:
         hooks.insert(0, FrozenNorms(trainer.model))

@@ -66,6 +66,12 @@ def asked_to_end() -> int:
     return _Asked.number
 
 
+def count_as_asked(number: int) -> None:
+    """This process ends because another one was asked: a late signal of its own is the same."""
+    if not _Asked.number:
+        _Asked.number, _Asked.time = number, time.monotonic()
+
+
 def _heed(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _Asked.process:
         _heed_in_fork(number)
