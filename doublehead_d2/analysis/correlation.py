@@ -13,6 +13,7 @@ network's input.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,8 @@ class Pairs(NamedTuple):
     classes: Tensor  # R indices, 0 to K - 1
 
 
-class Correlation(NamedTuple):
+@dataclass(frozen=True)
+class Correlation:
     """A correlation coefficient and its interval; None: not defined."""
 
     pearson: float | None
@@ -153,15 +155,14 @@ def correlate(
     whole = _correlations(torch.ones(1, len(images), dtype=torch.float64), sums)[0]
     drawn = torch.cat([_correlations(w, sums) for w in _draws(len(images), resamples, seed)])
     tail = (1 - confidence) / 2
-    low, high = (drawn.nanquantile(q, dim=0) for q in (tail, 1 - tail))
+    ends = torch.stack([drawn.nanquantile(q, dim=0) for q in (tail, 1 - tail)])
     counts = torch.stack([x.count for x in images])
     filled = (counts > 0).sum(dim=0)
-    ends = torch.stack([low, high]).masked_fill((filled < 2) | whole.isnan(), torch.nan)
+    ends = ends.masked_fill((filled < 2) | whole.isnan(), torch.nan)
+    columns = (whole, *ends, counts.sum(dim=0), filled)
     return [
-        Correlation(*map(_or_none, numbers), count=int(count), images=int(image_count))
-        for *numbers, count, image_count in zip(
-            *(whole.tolist(), *ends.tolist(), counts.sum(dim=0), filled), strict=True
-        )
+        Correlation(_or_none(value), _or_none(low), _or_none(high), int(count), int(with_pairs))
+        for value, low, high, count, with_pairs in zip(*(x.tolist() for x in columns), strict=True)
     ]
 
 
