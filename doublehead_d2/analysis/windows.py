@@ -16,9 +16,9 @@ it change gradually from 0 to 1; it gives no rule. Ours has 14,401, as many in e
 windows differ much in size and ratio, close ones little. The IoU of two boxes does not change where
 both are stretched: the rule is worked out once, for a box of side 1.
 
-Windows are clipped to the image, as detectron2 clips proposals, and IoUs are those after it. Some
-leave the image altogether, some are then equal to others; they are left out, so that an object at
-the edge has fewer windows, and not as many in each bin.
+Windows are clipped to the image, as detectron2 clips proposals, and IoUs are those after it. All
+overlap the object, so that none is empty then. Those that have become equal to one before them are
+left out: an object at the edge has fewer windows, and not as many in each bin.
 
 Shape legend: R windows. Boxes are XYXY in absolute coordinates of the network's input.
 """
@@ -69,7 +69,7 @@ def windows_around(box: Tensor, image_size: tuple[int, int]) -> Windows:
     inside = ((boxes.tensor[:, :2] >= 0) & (boxes.tensor[:, 2:] <= own.new([width, height]))).all()
     if not inside:
         boxes.clip(image_size)
-        boxes = Boxes(_first_of_equals(boxes[boxes.nonempty()].tensor))
+        boxes = Boxes(_first_of_equals(boxes.tensor))
     ious = pairwise_iou(boxes, Boxes(own.float()[None]))[:, 0]
     return Windows(boxes.tensor.to(box.device), ious.to(box.device))
 
