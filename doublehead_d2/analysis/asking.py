@@ -158,7 +158,7 @@ def ask(
         model: in evaluation mode.
         modes: of :func:`modes_of`, those that are wanted.
         features: of :func:`see`.
-        boxes: N elements, Ri boxes each.
+        boxes: N elements, Ri boxes each, on any device.
         image_sizes: N times height, width without padding.
         chunk: RoIs that the heads see at a time; memory grows with it.
 
@@ -269,7 +269,9 @@ def _by_chunk(
         proposals, first = [], 0
         for own, size in zip(boxes, image_sizes, strict=True):
             rows = slice(max(start - first, 0), max(start + chunk - first, 0))
-            proposals.append(Instances(size, proposal_boxes=Boxes(own.tensor[rows])))
+            proposals.append(
+                Instances(size, proposal_boxes=Boxes(own.tensor[rows].to(model.device)))
+            )
             first += len(own)
         predictions = heads.predict_proposals(features, proposals)
         said = {}

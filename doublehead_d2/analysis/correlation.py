@@ -109,10 +109,11 @@ def add_pairs(comoments: Comoments, pairs: Pairs, sizes: Tensor, difficulties: T
 
     Args:
         comoments: of G groups; x is the score, y the IoU.
-        pairs: of an image.
-        sizes: M indices of `difficulty.SIZES`, of the image's objects.
-        difficulties: K indices of `difficulty.DIFFICULTIES`, or `difficulty.UNKNOWN`.
+        pairs: of an image, on any device.
+        sizes: M indices of `difficulty.SIZES`, of the image's objects; on the CPU.
+        difficulties: K indices of `difficulty.DIFFICULTIES`, or `difficulty.UNKNOWN`; on the CPU.
     """
+    pairs = Pairs(*(x.cpu() for x in pairs))
     # One more at the end, where `NONE` looks.
     sizes = torch.cat([sizes, sizes.new_tensor([UNKNOWN])])
     members = memberships(sizes[pairs.objects], difficulties[pairs.classes])

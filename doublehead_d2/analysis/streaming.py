@@ -17,11 +17,12 @@ histogram; V variables.
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
+
+Streamed = TypeVar("Streamed", bound="_Streamed")
 
 
 class _Streamed:
@@ -42,7 +43,7 @@ class _Streamed:
         self._means = torch.zeros(bins, size, dtype=torch.float64)
         self._products = torch.zeros(bins, size, size, dtype=torch.float64)
 
-    def merge(self, other: Self) -> None:
+    def merge(self: Streamed, other: Streamed) -> None:
         """Take in what another one has counted.
 
         Args:
@@ -57,7 +58,7 @@ class _Streamed:
         return {"count": self.count.tolist(), **values}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
+    def from_state(cls: type[Streamed], state: Mapping[str, Any]) -> Streamed:
         """What :meth:`state` was taken of, bit by bit.
 
         Raises:
@@ -82,8 +83,7 @@ class _Streamed:
         return {"origins": (bins, size), "means": (bins, size), "products": (bins, size, size)}
 
     def _add(self, values: Tensor, bins: Tensor) -> None:
-        """Count values, R x V, in their bins, R."""
-        values = values.detach().to("cpu", torch.float64)
+        """Count values, R x V float64 on the CPU, in their bins, R."""
         bins = bins.detach().to("cpu", torch.int64)
         if not values.isfinite().all():
             raise ValueError(
@@ -133,7 +133,7 @@ class Moments(_Streamed):
         Raises:
             ValueError: a value is not finite.
         """
-        self._add(values[:, None], bins)
+        self._add(values.detach().to("cpu", torch.float64)[:, None], bins)
 
     @property
     def mean(self) -> Tensor:
@@ -164,7 +164,8 @@ class Comoments(_Streamed):
         Raises:
             ValueError: a value is not finite.
         """
-        self._add(torch.stack([x.double(), y.double()], dim=1), groups)
+        pairs = [values.detach().to("cpu", torch.float64) for values in (x, y)]
+        self._add(torch.stack(pairs, dim=1), groups)
 
     def means_from(self, centers: Tensor) -> Tensor:
         """B x 2 means of x and y in float64, as distances from centers that broadcast to B x 2."""
