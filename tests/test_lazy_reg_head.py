@@ -306,7 +306,7 @@ def test_what_is_not_shown_is_not_detected_at_any_threshold() -> None:
 def test_predictions_made_for_one_scoring_are_not_scored_otherwise() -> None:
     heads = diverse_heads(*VARIANTS["boxes of the fc-head"])
     proposals = proposals_of((12,), 0)
-    predictions = heads._predict_proposals(random_features(1), proposals)
+    predictions = heads._predict_shown(random_features(1), proposals)
     heads.inference(predictions, proposals)
     with pytest.raises(AssertionError, match="the regression head was shown what .* asks for"):
         heads.inference(predictions, proposals, "complementary", "reg_head")

@@ -164,14 +164,14 @@ class DoubleHeadROIHeads(SeparateROIHeads[DoubleHeadPredictions]):
         }
         return {name: loss for name, loss in losses.items() if loss is not None}
 
-    def inference(
+    def score_boxes(
         self,
         predictions: DoubleHeadPredictions,
         proposals: list[Instances],
         score_fusion: str | None = None,
         box_source: str | None = None,
-    ) -> tuple[list[Instances], list[Tensor]]:
-        """Detections from fused scores (Section 4.2) and the boxes of one head.
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Boxes of one head and fused scores (Section 4.2), which detections are chosen from.
 
         Args:
             predictions: of :meth:`predict` for the boxes of `proposals`.
@@ -180,15 +180,14 @@ class DoubleHeadROIHeads(SeparateROIHeads[DoubleHeadPredictions]):
             box_source: instead of the configured one, one of `config.BOX_SOURCES`.
 
         Returns:
-            detections with `pred_boxes`, `scores` and `pred_classes`, and for each image the
-            indices of its proposals that they come from.
+            as :meth:`SeparateROIHeads.score_boxes`.
         """
         fusion, source = score_fusion or self.score_fusion, box_source or self.box_source
         assert predictions.shown is None or (fusion, source) == self.scoring, (
             f"the regression head was shown what {self.scoring} asks for, not {(fusion, source)}"
         )
         layers, head_predictions = self.box_source_of(predictions, source)
-        boxes = layers.predict_boxes(head_predictions, proposals)
+        boxes = self._clipped(layers.predict_boxes(head_predictions, proposals), proposals)
         cls_probs = self.box_predictor.predict_probs(predictions.cls_head, proposals)
         reg_probs = self.reg_predictor.predict_probs(predictions.reg_head, proposals)
         scores = [fuse_scores(*probs, fusion) for probs in zip(cls_probs, reg_probs, strict=True)]
@@ -199,7 +198,7 @@ class DoubleHeadROIHeads(SeparateROIHeads[DoubleHeadPredictions]):
                 s.masked_fill(~mask[:, None], float("-inf"))
                 for s, mask in zip(scores, predictions.shown, strict=True)
             ]
-        return self._detections(boxes, scores, proposals)
+        return boxes, scores
 
     def box_source_of(
         self, predictions: DoubleHeadPredictions, box_source: str | None = None

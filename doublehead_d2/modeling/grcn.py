@@ -11,7 +11,6 @@ map, D of a head's vector; h x w bins of a RoI. Boxes are XYXY in absolute coord
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -285,17 +284,13 @@ class GRCNROIHeads(SeparateROIHeads[DoubleHeadPredictions]):
             "reg_head", self.reg_predictor, predictions.reg_head, proposals
         )
 
-    def inference(
+    def score_boxes(
         self, predictions: DoubleHeadPredictions, proposals: list[Instances], *mode: Any
-    ) -> tuple[list[Instances], list[Tensor]]:
-        """Detections by the scores of one branch and the boxes of the other.
-
-        Args, returns: as :meth:`SeparateROIHeads.inference`.
-        """
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Boxes of one branch and scores of the other, as :meth:`SeparateROIHeads.score_boxes`."""
         assert not mode, f"G-RCN is scored in one way alone, not as {mode}"
         boxes = self.reg_predictor.predict_boxes(predictions.reg_head, proposals)
-        scores = self.box_predictor.predict_probs(predictions.cls_head, proposals)
-        return self._detections(boxes, scores, proposals)
+        return boxes, self.box_predictor.predict_probs(predictions.cls_head, proposals)
 
     def box_source_of(
         self, predictions: DoubleHeadPredictions
@@ -324,14 +319,18 @@ class GRCNROIHeads(SeparateROIHeads[DoubleHeadPredictions]):
             layers=[vectors, predictor], in_features=branch.in_features, pooler=branch.pooler
         )
 
-    def _predict_proposals(
-        self, features: dict[str, Tensor], proposals: list[Instances]
+    def predict_proposals(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        choose: ChooseRoIs | None = None,
     ) -> DoubleHeadPredictions:
+        """:meth:`predict` for proposals, which know the size of their image."""
         return self.predict(
             features,
             [x.proposal_boxes for x in proposals],
             [x.image_size for x in proposals],
-            partial(self.shown_to_reg_head, proposals),
+            choose,
         )
 
     def _vectors(

@@ -123,6 +123,20 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
         """
         raise NotImplementedError
 
+    def predict_proposals(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        choose: ChooseRoIs | None = None,
+    ) -> Predictions:
+        """:meth:`predict` for the boxes of proposals, with whatever else a system looks at.
+
+        Args:
+            features, choose: as :meth:`predict`.
+            proposals: N elements with `proposal_boxes`.
+        """
+        return self.predict(features, [x.proposal_boxes for x in proposals], choose)
+
     def shown_to_reg_head(
         self, proposals: list[Instances], cls_head: HeadPredictions
     ) -> list[Tensor] | None:
@@ -151,6 +165,21 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
         """
         raise NotImplementedError
 
+    def score_boxes(
+        self, predictions: Predictions, proposals: list[Instances], *mode: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What detections are chosen from: a box and a score of each class for every proposal.
+
+        Args:
+            predictions, proposals, mode: as :meth:`inference`.
+
+        Returns:
+            N elements each: boxes, Ri x 4K or, class-agnostic, Ri x 4, which need not lie in the
+            image; and scores of 0 to 1, Ri x (K+1). Rows that are not finite are of proposals that
+            the regression head should have been shown, but was not.
+        """
+        raise NotImplementedError
+
     def inference(
         self, predictions: Predictions, proposals: list[Instances], *mode: Any
     ) -> tuple[list[Instances], list[Tensor]]:
@@ -165,7 +194,7 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
             detections with `pred_boxes`, `scores` and `pred_classes`, and for each image the
             indices of its proposals that they come from.
         """
-        raise NotImplementedError
+        return self._detections(*self.score_boxes(predictions, proposals, *mode), proposals)
 
     def box_source_of(self, predictions: Predictions) -> tuple[HeadOutputLayers, HeadPredictions]:
         """The output layers and the predictions that the boxes of detections are made from."""
@@ -186,7 +215,7 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
         Returns:
             as :meth:`inference`.
         """
-        return self.inference(self._predict_proposals(features, proposals), proposals)
+        return self.inference(self._predict_shown(features, proposals), proposals)
 
     def parts(self) -> list[Part]:
         """Those of `StandardROIHeads`, and "reg_head" after "box_head"."""
@@ -199,7 +228,7 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
     ) -> dict[str, Tensor] | list[Instances]:
         if not self.training and not self.modes:
             return self.detect(features, proposals)[0]
-        predictions = self._predict_proposals(features, proposals)
+        predictions = self._predict_shown(features, proposals)
         if not self.training:
             return self._inference_in_modes(predictions, proposals)
         losses = self.losses(predictions, proposals)
@@ -225,12 +254,12 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
         used = self.keypoint_in_features if self.keypoint_on else []
         return super()._forward_keypoint(in_float32(features, used), instances)
 
-    def _predict_proposals(
+    def _predict_shown(
         self, features: dict[str, Tensor], proposals: list[Instances]
     ) -> Predictions:
         """Predictions for proposals, of the regression head for those that it is shown."""
-        boxes = [x.proposal_boxes for x in proposals]
-        return self.predict(features, boxes, partial(self.shown_to_reg_head, proposals))
+        choose = partial(self.shown_to_reg_head, proposals)
+        return self.predict_proposals(features, proposals, choose)
 
     def _inference_in_modes(
         self, predictions: Predictions, proposals: list[Instances]
@@ -264,19 +293,23 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
         probs = self.box_predictor.predict_probs(cls_head, proposals)
         return [p[:, :-1].amax(dim=1) for p in probs]
 
+    def _clipped(self, boxes: list[Tensor], proposals: list[Instances]) -> list[Tensor]:
+        """Boxes Ri x 4K or Ri x 4, with `legacy_boxes` clipped as the authors' code does."""
+        if not self.legacy_boxes:
+            return boxes
+        sizes = [x.image_size for x in proposals]
+        return [clip_to_pixels(b, s) for b, s in zip(boxes, sizes, strict=True)]
+
     def _detections(
         self, boxes: list[Tensor], scores: list[Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
         """What :meth:`inference` returns.
 
         Args:
-            boxes: N elements, Ri x 4K or, class-agnostic, Ri x 4; unclipped.
-            scores: N elements, Ri x (K+1). Rows that are not finite are left out.
+            boxes, scores: of :meth:`score_boxes`. Rows that are not finite are left out.
             proposals: N elements, which know the size of their image.
         """
         image_sizes = [x.image_size for x in proposals]
-        if self.legacy_boxes:
-            boxes = [clip_to_pixels(b, s) for b, s in zip(boxes, image_sizes, strict=True)]
         detections, kept = fast_rcnn_inference(
             boxes,
             scores,

@@ -221,14 +221,14 @@ class TSDROIHeads(SeparateROIHeads[TSDPredictions]):
             losses["loss_pc_loc"] = loc_weight * self._loc_constraint(predictions, proposals)
         return losses
 
-    def inference(
+    def score_boxes(
         self, predictions: TSDPredictions, proposals: list[Instances], *mode: Any
-    ) -> tuple[list[Instances], list[Tensor]]:
-        """Detections of the disentangled heads, as :meth:`SeparateROIHeads.inference`."""
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Boxes from P_r and scores by ΔC, as :meth:`SeparateROIHeads.score_boxes`."""
         assert not mode, f"TSD is scored in one way alone, not as {mode}"
         layers, tsd = self.box_source_of(predictions)
-        boxes = layers.predict_boxes(tsd, proposals)
-        return self._detections(boxes, self.box_predictor.predict_probs(tsd, proposals), proposals)
+        boxes = self._clipped(layers.predict_boxes(tsd, proposals), proposals)
+        return boxes, self.box_predictor.predict_probs(tsd, proposals)
 
     def box_source_of(
         self, predictions: TSDPredictions
