@@ -111,6 +111,8 @@ def test_what_is_drawn_of_an_object_detected_twice() -> None:
     assert [has(first, x) for x in colors] == [True, False, True, True]
     assert [has(second, x) for x in colors] == [True, True, True, False]
     assert [has(third, x) for x in colors] == [True, False, False, False]
+    frames = [x[1, 1, ::-1] / 255 for x in (first, second, third)]
+    np.testing.assert_allclose(frames, [FOUND, FAULT, FOUND], atol=0.01)
 
 
 def test_the_region_shows_the_image_in_its_place() -> None:

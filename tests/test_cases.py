@@ -50,16 +50,18 @@ def test_the_best_answer_lies_on_the_object_and_has_the_highest_score() -> None:
     assert found.score == pytest.approx(0.3) and found.iou == 0.5
     assert found.proposal == [1.0, 1.0, 6.0, 6.0]
     # If none lies on it: the nearest, whatever the scores.
-    found = best_answer(judged(boxes[1:3], [0.3, 0.8], []).said, ONE, 0, 0.55)
+    found = best_answer(judged(boxes[2:0:-1], [0.8, 0.3], []).said, ONE, 0, 0.55)
     assert found is not None and (found.iou, found.score) == (0.5, pytest.approx(0.3))
     assert best_answer(judged([], [], []).said, ONE, 0, 0.5) is None
 
 
 def test_the_best_answer_is_of_the_object_s_class() -> None:
     there = ONE._replace(classes=torch.tensor([1]))
-    said = judged([SQUARE], [0.0], []).said._replace(
-        boxes=torch.tensor([[height(0.7), height(0.8), height(0.9)]]),
-        scores=torch.tensor([[0.1, 0.2, 0.3]]),
+    said = judged([SQUARE] * 2, [0.0] * 2, []).said._replace(
+        boxes=torch.tensor(
+            [[height(0.7), height(0.8), height(0.9)], [height(0.6), height(0.4), height(0.9)]]
+        ),
+        scores=torch.tensor([[0.1, 0.2, 0.3], [0.8, 0.1, 0.0]]),
     )
     found = best_answer(said, there, 0, 0.5)
     assert found is not None and (found.iou, found.score) == pytest.approx((0.8, 0.2))
