@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from doublehead_d2.analysis.errors import KINDS, STEPS
-from doublehead_d2.plots.style import HEAD_COLOURS, OTHER_COLOUR, plt, save
+from doublehead_d2.plots.style import HEAD_COLOURS, MODEL_STYLES, OTHER_COLOUR, plt, save
 
-MODEL_STYLES = (("-", ""), ("--", "///"))  # lines and bars of the first and the second model
 MOST_NUMBERS = 15  # classes up to which a matrix shows its numbers
 
 
@@ -43,9 +42,9 @@ def plot_errors(content: Mapping[str, Any], folder: str) -> list[str]:
 
 
 def _style(run: Mapping[str, Any], models: Sequence[str]) -> dict[str, str]:
-    line, hatch = MODEL_STYLES[models.index(run["model"])]
+    model = MODEL_STYLES[models.index(run["model"])]
     colour = HEAD_COLOURS.get(run["mode"], OTHER_COLOUR)
-    return {"color": colour, "linestyle": line, "hatch": hatch}
+    return {"color": colour, "linestyle": model.line, "hatch": model.hatch}
 
 
 def _kinds_of_error(
