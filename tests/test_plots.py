@@ -265,16 +265,20 @@ def test_correlations_by_hand() -> None:
     assert [x.get_text() for x in right.get_xticklabels()] == ["RPN", "detections"]
 
 
-def test_an_interval_without_its_value_and_what_is_missing() -> None:
+@pytest.mark.parametrize("value", [0.1, 0.9])
+def test_an_interval_without_its_value(value: float) -> None:
     content = correlations()
     for entry in content["correlations"]:
-        entry["pearson"] = 0.1  # below its interval
+        entry["pearson"] = value
     figure = draw_correlations(content, runs=SINGLE)
     np.testing.assert_allclose(
-        figure.axes[0].collections[0].get_segments()[0], [[-0.2, 0.1], [-0.2, 0.71]]
+        figure.axes[0].collections[0].get_segments()[0], [[-0.2, 0.41], [-0.2, 0.71]]
     )
+
+
+def test_what_correlations_are_missing() -> None:
     with pytest.raises(ValueError, match="no correlation of \\('Ext', 'cls_head', 'windows', 'a'"):
-        draw_correlations(content, groups=["a"], runs=[("Ext", "cls_head")])
+        draw_correlations(correlations(), groups=["a"], runs=[("Ext", "cls_head")])
 
 
 def test_tiles_by_hand() -> None:

@@ -112,9 +112,9 @@ def _draw(plot: Axes, table: Sequence[tuple[RunStyle, Sequence[Mapping[str, Any]
             x, height, width, color=style.colour, hatch=style.model.hatch, edgecolor="white",
             label=style.label, linewidth=0.5,
         )  # fmt: skip
-        # A bootstrap interval may leave its value out.
-        ends = np.stack([np.maximum(height - low, 0), np.maximum(high - height, 0)])
-        plot.errorbar(x, height, ends, fmt="none", ecolor="0.2", elinewidth=0.8, capsize=1.5)
+        # Around its own middle: a bootstrap interval may leave the value out.
+        interval = {"fmt": "none", "ecolor": "0.2", "elinewidth": 0.8, "capsize": 1.5}
+        plot.errorbar(x, (low + high) / 2, (high - low) / 2, **interval)
         for place, value in zip(x, height, strict=True):
             if np.isnan(value):
                 plot.text(place, 0, "–", ha="center", va="bottom", size=7)
