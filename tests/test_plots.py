@@ -303,6 +303,20 @@ def test_the_own_position_of_a_tile_is_framed() -> None:
     assert "fc-head: weights" in plot.get_title()
 
 
+def test_maps_are_named() -> None:
+    content = spatial(3)
+    first, second, third = (dict(x) for x in content["maps"])
+    first |= {"of": "output", "correlation": [[None] * 4] * 4, "mean_off_diagonal": None}
+    second["head"] = "reg_head"
+    third |= {"model": "C4", "kind": "other", "of": "output"}
+    content["maps"] = [first, second, third]
+    assert [x.get_title().splitlines() for x in draw_spatial(content).axes[:3]] == [
+        ["Ext", "classification head: output map", "mean of different positions –"],
+        ["Ext", "regression head: weights of its first layer", "mean of different positions 0.00"],
+        ["C4", "head: output map", "mean of different positions 0.00"],
+    ]
+
+
 def test_grid_by_hand() -> None:
     content = lambdas(*GRID)
     grid = grid_of(content["points"], "reg_head")

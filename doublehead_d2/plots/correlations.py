@@ -113,7 +113,12 @@ def _draw(plot: Axes, table: Sequence[tuple[RunStyle, Sequence[Mapping[str, Any]
             label=style.label, linewidth=0.5,
         )  # fmt: skip
         # Around its own middle: a bootstrap interval may leave the value out.
-        interval = {"fmt": "none", "ecolor": "0.2", "elinewidth": 0.8, "capsize": 1.5}
+        interval: dict[str, Any] = {
+            "fmt": "none",
+            "ecolor": "0.2",
+            "elinewidth": 0.8,
+            "capsize": 1.5,
+        }
         plot.errorbar(x, (low + high) / 2, (high - low) / 2, **interval)
         for place, value in zip(x, height, strict=True):
             if np.isnan(value):

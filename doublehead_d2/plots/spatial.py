@@ -3,7 +3,7 @@
 Source: https://arxiv.org/abs/1904.06493, Section 3.4; issue 22.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ def draw_spatial(content: Mapping[str, Any]) -> Figure:
 
     Args:
         content: of spatial.json: "maps" with "model", "head", "kind", "of", "side",
-            "mean_off_diagonal" and "correlation", side² x side², positions row by row.
+            "mean_off_diagonal" and "correlation", side² x side², positions row by row; None is
+            left empty.
     """
     maps = content["maps"]
     columns = min(MOST_COLUMNS, len(maps))
@@ -54,8 +55,7 @@ def draw_spatial(content: Mapping[str, Any]) -> Figure:
         plot.set_axis_off()
     for plot, entry in zip(plots.flat, maps, strict=False):
         image = _draw(plot, np.array(entry["correlation"], float), entry["side"])
-        mean = entry["mean_off_diagonal"]
-        plot.set_title(f"{_name(entry)}\nmean of different positions {mean:.2f}")
+        plot.set_title(f"{_name(entry, maps)}\nmean of different positions {_mean(entry)}")
     figure.colorbar(image, ax=plots, label="cosine of two positions", aspect=25)
     return figure
 
@@ -93,8 +93,14 @@ def _draw(plot: Axes, correlation: np.ndarray, side: int) -> AxesImage:
     return image
 
 
-def _name(entry: Mapping[str, Any]) -> str:
-    head = KIND_NAMES.get(entry["kind"])
-    if head is None:
-        head = MODE_NAMES["reg_head" if entry["head"] == "reg_head" else "cls_head"]
+def _name(entry: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str:
+    """Model, head and map; heads of one kind are named by their task."""
+    alike = {x["head"] for x in maps if (x["model"], x["kind"]) == (entry["model"], entry["kind"])}
+    role = "reg_head" if entry["head"] == "reg_head" else "cls_head"
+    head = MODE_NAMES[role] if len(alike) > 1 else KIND_NAMES.get(entry["kind"], "head")
     return f"{entry['model']}\n{head}: {MAPS[entry['of']]}"
+
+
+def _mean(entry: Mapping[str, Any]) -> str:
+    mean = entry["mean_off_diagonal"]
+    return "–" if mean is None else f"{mean:.2f}"
