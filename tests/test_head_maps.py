@@ -131,7 +131,12 @@ def test_correlations_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [x.objects for x in again.cosines.values()] == [7, 7]
     assert [x.objects for x in parts[1].cosines.values()] == [2, 2]
 
-    entries = json.loads(json.dumps(again.entries("Ext", model, "fused")))
+    # Into one that has nothing yet
+    empty = SpatialCorrelation()
+    empty.merge(again)
+    assert empty.state() == again.state()
+
+    entries = json.loads(json.dumps(empty.entries("Ext", model, "fused")))
     keys = ("model", "mode", "head", "kind", "of", "side")
     assert [tuple(x[key] for key in keys) for x in entries] == [
         ("Ext", "fused", "reg_head", "conv", "output", 7),
