@@ -50,6 +50,21 @@ def test_average_pools() -> None:
     torch.testing.assert_close(head(x), head.blocks(x).flatten(2).mean(dim=2))
 
 
+@pytest.mark.parametrize("options", [{}, {"fold_bn": True}, {"use_act_checkpoint": True}])
+@pytest.mark.parametrize("train", [False, True])
+def test_the_last_map_is_what_is_averaged(options: dict[str, bool], train: bool) -> None:
+    torch.manual_seed(0)
+    head = DoubleHeadConvHead(ShapeSpec(channels=4), blocks=["residual"], dim=6, **options)
+    head.train(train).cpu_chunk = 2
+    x = torch.randn(5, 4, 7, 5)
+    with torch.set_grad_enabled(train):
+        last = head.feature_map(x)
+        assert last.shape == (5, 6, 7, 5)
+        torch.testing.assert_close(last, head.blocks(x))
+        torch.testing.assert_close(last.mean(dim=(2, 3)), head(x), rtol=0, atol=0)
+    assert head.feature_map(x[:0]).shape == (0, 6, 7, 5)
+
+
 def test_is_a_box_head_of_detectron2() -> None:
     cfg = small_cfg("MODEL.ROI_BOX_HEAD.NAME", "DoubleHeadConvHead")
     head = build_box_head(cfg, ShapeSpec(channels=8, height=7, width=7))

@@ -120,6 +120,19 @@ def test_each_head_pools_at_its_own_scale(monkeypatch: pytest.MonkeyPatch) -> No
     assert seen == [1.0, "cls", 1.3, "reg"]
 
 
+@pytest.mark.parametrize("variant", ["plain", "reverse", "legacy"])
+def test_pooled_boxes_are_what_the_heads_are_shown(variant: str) -> None:
+    heads = small_heads(*VARIANTS[variant]).eval()
+    features, boxes = random_features(2), [random_boxes(3), random_boxes(2, seed=1)]
+    pooled = heads.pool_boxes(features, boxes)
+    said = heads.predict(features, boxes)
+    assert list(pooled) == ["box_head", "reg_head"]
+    scores, _ = heads.box_predictor(heads.box_head(pooled["box_head"]))
+    torch.testing.assert_close(scores, said.cls_head.scores, rtol=0, atol=0)
+    _, deltas = heads.reg_predictor(heads.reg_head(pooled["reg_head"]))
+    torch.testing.assert_close(deltas, said.reg_head.deltas, rtol=0, atol=0)
+
+
 def test_pooling_is_done_once_where_the_scales_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     heads, seen = small_heads(f"{NODE}.REG_HEAD.ROI_SCALE", 1.0), []
     pool = heads._pool

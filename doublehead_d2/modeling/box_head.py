@@ -1,6 +1,6 @@
 """The conv-head of Double-Head R-CNN as a box head of detectron2's registry."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -97,13 +97,25 @@ class DoubleHeadConvHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map RoI features R x C x H x W to feature vectors R x DIM."""
+        return self._run_blocks(x, _average)
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """The last map R x DIM x H x W, whose average over H and W :meth:`forward` returns.
+
+        Args:
+            x: RoI features R x C x H x W.
+        """
+        return self._run_blocks(x, _unchanged)
+
+    def _run_blocks(self, x: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `finish` makes of the last map, RoI by RoI."""
         # A trace or a compiled graph would keep today's number of chunks and today's weights.
         tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
         learns = torch.is_grad_enabled()
         if self.use_act_checkpoint and self.training and learns and not tracing:
             for block in self.blocks:
                 x = _checkpoint(block, x)
-            return x.mean(dim=(2, 3))
+            return finish(x)
 
         # Of the norms alone, too, where their statistics are adapted to test data
         training = any(module.training for module in self.modules())
@@ -111,8 +123,8 @@ class DoubleHeadConvHead(nn.Module):
         blocks = self._folded_blocks() if folds else self.blocks
         # Batch norm needs all RoIs in training.
         if training or tracing or x.device.type != "cpu":
-            return blocks(x).mean(dim=(2, 3))
-        return torch.cat([blocks(chunk).mean(dim=(2, 3)) for chunk in x.split(self.cpu_chunk)])
+            return finish(blocks(x))
+        return torch.cat([finish(blocks(chunk)) for chunk in x.split(self.cpu_chunk)])
 
     def train(self, mode: bool = True) -> "DoubleHeadConvHead":
         """As `nn.Module`; folded batch norms are folded anew after it."""
@@ -142,6 +154,14 @@ class DoubleHeadConvHead(nn.Module):
     def output_shape(self) -> ShapeSpec:
         """Shape of one RoI's feature vector, as detectron2's box heads give it."""
         return ShapeSpec(channels=self.output_channels)
+
+
+def _average(x: Tensor) -> Tensor:
+    return x.mean(dim=(2, 3))
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:

@@ -140,6 +140,12 @@ class DoubleHeadROIHeads(SeparateROIHeads[DoubleHeadPredictions]):
         """
         return self._predict_cls_head(self._box_maps(features), boxes)[0].scores
 
+    def pool_boxes(self, features: dict[str, Tensor], boxes: list[Boxes]) -> dict[str, Tensor]:
+        """RoI features R x C x H x W that :meth:`predict` shows each head, by the head's name."""
+        maps = self._box_maps(features)
+        scales = {"box_head": self.cls_roi_scale, "reg_head": self.reg_roi_scale}
+        return {head: self._pool(maps, boxes, scale) for head, scale in scales.items()}
+
     def losses(
         self, predictions: DoubleHeadPredictions, proposals: list[Instances]
     ) -> dict[str, Tensor]:

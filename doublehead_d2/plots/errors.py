@@ -1,84 +1,17 @@
-"""Curves of what the other modules of this package count; the only place that draws them."""
+"""Pictures of where detectors' errors are."""
 
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from doublehead_d2.analysis.errors import KINDS, STEPS
-from doublehead_d2.benchmark.variants import VARIANTS
+from doublehead_d2.plots.style import HEAD_COLOURS, MODEL_STYLES, OTHER_COLOUR, plt, save
 
-# The same head everywhere; in TSD's pictures, too, classification is orange and localisation blue.
-HEAD_COLOURS = {"reg_head": "C0", "cls_head": "C1", "unfused": "C2", "fused": "C3"}
-OTHER_COLOUR = "0.45"  # of a model that is scored in one way alone
-MODEL_STYLES = (("-", ""), ("--", "///"))  # lines and bars of the first and the second model
 MOST_NUMBERS = 15  # classes up to which a matrix shows its numbers
-AXES = {"num_proposals": "proposals an image", "survivors": "share of survivors"}
-
-
-def plot_scaling(content: Mapping[str, Any], path: str) -> None:
-    """Seconds of inference over the number of proposals and over the share of survivors.
-
-    A model has the same colour in all pictures.
-
-    Args:
-        content: as `tools.benchmark` records it. Runs that differ in nothing but the axis are
-            joined to a curve of each model.
-        path: picture to write.
-    """
-    runs = [run for run in content["runs"] if run["task"] == "inference"]
-    axes = [axis for axis in AXES if len({run[axis] for run in runs}) > 1]
-    assert axes, "no curve: all runs have the same proposals and survivors"
-    figure, plots = plt.subplots(
-        1, len(axes), figsize=(6 * len(axes), 4.5), squeeze=False, layout="constrained"
-    )
-    for plot, axis in zip(plots[0], axes, strict=True):
-        found = curves(runs, axis)
-        others = list(dict.fromkeys(label.partition(",")[2] for label in found))
-        for label, points in found.items():
-            name, _, setting = label.partition(",")
-            number = list(VARIANTS).index(name) % 10
-            style = {"color": f"C{number}", "marker": "os^vD<>pPX"[number], "fillstyle": "none"}
-            style["linestyle"] = ("-", "--", ":", "-.")[others.index(setting) % 4]
-            plot.plot(*zip(*points, strict=True), **style, label=label)
-        plot.set(xlabel=AXES[axis], ylabel="seconds a batch", ylim=(0, None))
-        plot.grid(alpha=0.3)
-        plot.legend(fontsize="small")
-    height, width = runs[0]["image_size"]
-    figure.suptitle(
-        f"{height}x{width}, {content['hardware']}, {content['precision']}, "
-        f"medians of {content['repetitions']}",
-        fontsize="medium",
-    )
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def check_picture(path: str) -> None:
-    """Raise ValueError where matplotlib does not know the kind of picture that a name ends in."""
-    known = Figure().canvas.get_supported_filetypes()
-    kind = os.path.splitext(path)[1].lstrip(".").lower()
-    if kind not in known:
-        raise ValueError(f"'{path}' ends in '{kind}'; allowed: {', '.join(sorted(known))}")
-
-
-def curves(runs: Sequence[dict[str, Any]], axis: str) -> dict[str, list[tuple[float, float]]]:
-    """Points (value on the axis, seconds) of each model, for each value of the other settings."""
-    others = [key for key in ("batch_size", *AXES) if key != axis]
-    several = [key for key in others if len({run[key] for run in runs}) > 1]
-    found: dict[str, list[tuple[float, float]]] = {}
-    for run in runs:
-        setting = "".join(f", {key} {run[key]}" for key in several)
-        for name, result in run["results"].items():
-            found.setdefault(f"{name}{setting}", []).append((run[axis], result["seconds"]))
-    return {label: sorted(points) for label, points in found.items()}
 
 
 def plot_errors(content: Mapping[str, Any], folder: str) -> list[str]:
@@ -101,19 +34,17 @@ def plot_errors(content: Mapping[str, Any], folder: str) -> list[str]:
         "thresholds": _over_thresholds(runs, styles, iou),
         "confusion": _confusion(runs, [*content["classes"], "background"], iou),
     }
-    paths = []
-    for name, figure in figures.items():
-        for kind in ("png", "svg"):
-            paths.append(os.path.join(folder, f"{name}.{kind}"))
-            figure.savefig(paths[-1], dpi=120)
-        plt.close(figure)
-    return paths
+    return [
+        path
+        for name, figure in figures.items()
+        for path in save(figure, os.path.join(folder, name), dpi=120)
+    ]
 
 
 def _style(run: Mapping[str, Any], models: Sequence[str]) -> dict[str, str]:
-    line, hatch = MODEL_STYLES[models.index(run["model"])]
+    model = MODEL_STYLES[models.index(run["model"])]
     colour = HEAD_COLOURS.get(run["mode"], OTHER_COLOUR)
-    return {"color": colour, "linestyle": line, "hatch": hatch}
+    return {"color": colour, "linestyle": model.line, "hatch": model.hatch}
 
 
 def _kinds_of_error(
