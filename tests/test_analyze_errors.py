@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from detectron2.config import CfgNode
+from asked import write_model
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 
-from builders import narrow
 from conftest import TINY_EXT
-from doublehead_d2 import model_zoo
 from doublehead_d2.analysis.error_tables import MEANINGS, MOST_CLASSES, markdown
 from doublehead_d2.analysis.errors import KINDS, METRICS
 from doublehead_d2.plots import HEAD_COLOURS, plot_errors
@@ -23,27 +19,6 @@ from places import CLASSES, Place
 
 MODES = ["reg_head", "cls_head", "unfused", "fused"]
 SINGLE = "Shapes-Detection/single_fc_rcnn_tiny.yaml"
-
-
-def write_model(folder: Path, dataset: str, name: str = TINY_EXT, *opts: Any) -> str:
-    """A config of a small model with random weights, of which many boxes are detections."""
-    cfg: CfgNode = model_zoo.get_config(name)
-    width = cfg.MODEL.RESNETS.clone()
-    narrow(cfg, backbone=1, heads=32)
-    cfg.MODEL.RESNETS = width  # a ResNet-18 has one width
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (dataset,)
-    cfg.DATASETS.CLASS_NAMES = CLASSES
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 50
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    cfg.merge_from_list(list(opts))
-    torch.manual_seed(0)
-    folder.mkdir()
-    cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
-    torch.save({"model": build_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
-    (folder / "config.yaml").write_text(cfg.dump())
-    return str(folder / "config.yaml")
 
 
 def results(place: Place, name: str = "found.json", **changes: Any) -> str:

@@ -1,15 +1,14 @@
 """What heads say about given boxes is what they detect by, for every system."""
 
-from functools import cache
-
 import pytest
 import torch
-from detectron2.modeling import GeneralizedRCNN, build_model
+from asked import EXT, THRESHOLD, built_detector, inputs, random_detector
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes
 
 from builders import EXT as EXT_OPTS
-from builders import narrow, random_boxes, read_once
+from builders import random_boxes
 from doublehead_d2.analysis.asking import (
     Answers,
     Mode,
@@ -48,65 +47,6 @@ SYSTEMS = {
     "Ablations/double_fc_w1.yaml": {"unfused": "fc"},
     "Ablations/double_conv_w1.yaml": {"unfused": "conv"},
 }
-THRESHOLD = 0.45  # of scores in inference
-EXT = "Shapes-Detection/double_head_ext_rcnn_tiny.yaml"
-
-
-def built(name: str, *opts: object) -> GeneralizedRCNN:
-    """A small model in evaluation mode."""
-    cfg = read_once(name).clone()
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
-    if name.startswith("Ablations"):
-        narrow(cfg, backbone=16, heads=32)
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 40
-    # Below it the regression head is shown nothing, where it is lazy.
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = THRESHOLD
-    cfg.merge_from_list(list(opts))
-    torch.manual_seed(0)
-    return build_model(cfg).eval()
-
-
-@cache
-def random_model(name: str, *opts: object) -> GeneralizedRCNN:
-    """A small model whose random heads say something, in evaluation mode; not to be changed."""
-    model = built(name, *opts)
-    spread(model)
-    return model
-
-
-def spread(model: GeneralizedRCNN) -> None:
-    """Make random heads say something else of each RoI: logits and deltas far apart, around 0."""
-    heads = model.roi_heads
-    if hasattr(heads, "offset_head"):  # TSD's, before what is pooled at its offsets
-        rescale(model, {heads.offset_head.delta_c[-1]: 0.5, heads.offset_head.delta_r[-1]: 0.5})
-    deviations: dict[torch.nn.Module, float] = {}
-    for layers in (heads.box_predictor, getattr(heads, "reg_predictor", None)):
-        if layers is not None:
-            deviations |= {layers.cls_score: 2.0, layers.bbox_pred: 0.5}
-    rescale(model, {m: x for m, x in deviations.items() if isinstance(m, torch.nn.Linear)})
-
-
-def rescale(model: GeneralizedRCNN, deviations: dict) -> None:
-    """Give what linear layers say of the RPN's proposals mean 0 and these standard deviations."""
-    seen: dict = {}
-    hooks = [m.register_forward_hook(lambda m, x, _: seen.update({m: x[0]})) for m in deviations]
-    modes, what = modes_of(model), see(model, inputs())
-    ask(model, modes, what.features, [x.proposal_boxes for x in what.proposals], what.image_sizes)
-    for hook in hooks:
-        hook.remove()
-    with torch.no_grad():
-        for module, deviation in deviations.items():
-            module.weight *= deviation / (seen[module] @ module.weight.T).std(dim=0)[:, None]
-            module.bias.copy_(-module.weight @ seen[module].mean(dim=0))
-
-
-def inputs() -> list[dict]:
-    """Two images of different sizes: one is padded."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        {"image": torch.rand(3, h, w, generator=generator) * 255} for h, w in ((96, 128), (128, 80))
-    ]
 
 
 def detect(model: GeneralizedRCNN, answers: Answers, counts: list, sizes: list) -> list:
@@ -126,7 +66,7 @@ def assert_same_detections(found: list, expected: list) -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_detections_follow_from_what_is_said(name: str) -> None:
-    model = random_model(name)
+    model = random_detector(name)
     modes = modes_of(model)
     assert {mode: x.kind for mode, x in modes.items()} == SYSTEMS[name]
     seen = see(model, inputs())
@@ -162,7 +102,7 @@ def test_detections_follow_from_what_is_said(name: str) -> None:
 def test_models_with_the_authors_boxes(name: str) -> None:
     system = "TSD" if "tsd" in name else "DOUBLE_HEAD"
     opts = [f"MODEL.ROI_{system}.LEGACY_BOXES", True, "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"]
-    model = random_model(name, *opts)
+    model = random_detector(name, *opts)
     modes, seen = modes_of(model), see(model, inputs())
     boxes = [x.proposal_boxes for x in seen.proposals]
     said = ask(model, modes, seen.features, boxes, seen.image_sizes)
@@ -174,7 +114,7 @@ def test_models_with_the_authors_boxes(name: str) -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_chunks_change_nothing(name: str) -> None:
-    model = random_model(name)
+    model = random_detector(name)
     modes, seen = modes_of(model), see(model, inputs())
     boxes = [random_boxes(7), random_boxes(12, seed=1)]
     arguments = (seen.features, boxes, seen.image_sizes)
@@ -190,7 +130,7 @@ def test_chunks_change_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_what_is_said_for_a_class(agnostic: bool) -> None:
-    model = random_model(EXT, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic)
+    model = random_detector(EXT, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic)
     modes, seen = modes_of(model), see(model, inputs())
     boxes = [random_boxes(4), random_boxes(5, seed=1)]
     classes = torch.tensor([0, 1, 2, 0, 2, 2, 1, 0, 1])
@@ -206,7 +146,7 @@ def test_what_is_said_for_a_class(agnostic: bool) -> None:
 
 
 def test_boxes_are_clipped_to_their_own_image() -> None:
-    model = built(EXT)
+    model = built_detector(EXT)
     seen = see(model, inputs())
     boxes = [
         Boxes(torch.tensor([[60.0, 60.0, 128.0, 96.0]])),
@@ -222,7 +162,7 @@ def test_boxes_are_clipped_to_their_own_image() -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_no_boxes(name: str) -> None:
-    model = random_model(name)
+    model = random_detector(name)
     modes, seen = modes_of(model), see(model, inputs())
     none = [random_boxes(0), random_boxes(0)]
     arguments = (model, modes, seen.features, none, seen.image_sizes)
@@ -236,7 +176,7 @@ def test_no_boxes(name: str) -> None:
 def test_heads_see_every_box_once_whatever_the_modes(name: str) -> None:
     name = "grcn_tiny.yaml" if name == "grcn" else f"{name}_rcnn_tiny.yaml"
     # above every score: nothing can be detected
-    model = built(f"Shapes-Detection/{name}", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0)
+    model = built_detector(f"Shapes-Detection/{name}", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0)
     seen = see(model, inputs())
     boxes = [random_boxes(7), random_boxes(0)]
     before = dict(model.roi_heads.rois_shown)
@@ -250,26 +190,27 @@ def test_heads_see_every_box_once_whatever_the_modes(name: str) -> None:
 
 def test_a_model_configured_to_none_of_its_modes() -> None:
     opts = ["MODEL.ROI_DOUBLE_HEAD.SCORE_FUSION", "average", "MODEL.ROI_DOUBLE_HEAD.BOX_SOURCE"]
-    modes = modes_of(random_model(EXT, *opts, "cls_head"))
+    modes = modes_of(random_detector(EXT, *opts, "cls_head"))
     assert modes["configured"] == Mode("both", ("average", "cls_head"))
 
 
 def test_what_heads_are_made_of() -> None:
     """With the roles of both heads changed, and with convolutions below the fc layers."""
-    reverse = modes_of(built("Ablations/double_head_reverse_tuned.yaml", *EXT_OPTS))
+    reverse = modes_of(built_detector("Ablations/double_head_reverse_tuned.yaml", *EXT_OPTS))
     kinds = {mode: x.kind for mode, x in reverse.items()}
     assert kinds == {"reg_head": "fc", "cls_head": "conv", "unfused": "both", "fused": "both"}
-    mixed = built("Shapes-Detection/single_fc_rcnn_tiny.yaml", "MODEL.ROI_BOX_HEAD.NUM_CONV", 1)
+    name = "Shapes-Detection/single_fc_rcnn_tiny.yaml"
+    mixed = built_detector(name, "MODEL.ROI_BOX_HEAD.NUM_CONV", 1)
     assert modes_of(mixed)["configured"].kind == "other"
 
 
 def test_heads_that_cannot_be_asked() -> None:
     agnostic = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
-    model = built(EXT, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads", *agnostic)
+    model = built_detector(EXT, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads", *agnostic)
     with pytest.raises(ValueError, match="'CascadeROIHeads'; allowed: 'StandardROIHeads'"):
         modes_of(model)
 
 
 def test_a_model_in_training() -> None:
     with pytest.raises(AssertionError, match="training mode"):
-        see(built(EXT).train(), inputs())
+        see(built_detector(EXT).train(), inputs())

@@ -1,0 +1,180 @@
+"""Passes over a data set in blocks of images, that several processes share and that can be stopped.
+
+A block is a file with all that was counted in it, written whole or not at all. So a run that was
+stopped goes on where it was, with as many processes as it likes, and the numbers are the same.
+"""
+
+import contextlib
+import io
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import GeneralizedRCNN
+from tqdm import tqdm
+
+from doublehead_d2.analysis.difficulty import difficulties_of
+from doublehead_d2.analysis.figure_pass import Request, Tally, examine
+from doublehead_d2.checkpoint import DoubleHeadCheckpointer
+from doublehead_d2.data.naming_mapper import NamingMapper
+from doublehead_d2.data.resize import build_mapper
+from doublehead_d2.engine.trainer import Trainer
+from doublehead_d2.files import write_json
+
+BLOCK = 8  # images: what a run that is stopped loses at most, in each process
+SETTINGS_FILE, DIFFICULTY_FILE = "settings.json", "difficulty.json"
+
+
+class Pass(NamedTuple):
+    """A detector's pass over a data set."""
+
+    cfg: CfgNode  # with MODEL.WEIGHTS and one data set in DATASETS.TEST
+    folder: Path  # of its blocks
+    request: Request
+    num_images: int  # the first ones; 0: all
+
+    @property
+    def blocks(self) -> dict[Path, range]:
+        """The file of each block, and the places of its images in the data set."""
+        count = len(DatasetCatalog.get(self.cfg.DATASETS.TEST[0]))
+        count = min(count, self.num_images or count)
+        blocks = [range(x, min(x + BLOCK, count)) for x in range(0, count, BLOCK)]
+        return {self.folder / f"{x.start:07}-{x.stop:07}.json": x for x in blocks}
+
+
+def prepare(one: Pass) -> None:
+    """Make the folder of a pass whose config `error_runs.check_model` has seen.
+
+    Raises:
+        ValueError: it holds numbers of other settings.
+    """
+    settings = {
+        "config": one.cfg.dump(),
+        "weights": stamp(one.cfg.MODEL.WEIGHTS),
+        "request": json.loads(json.dumps(one.request._asdict())),
+    }
+    path = one.folder / SETTINGS_FILE
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise ValueError(
+            f"{one.folder} holds numbers of another config, weights or request; allowed: another "
+            "--output, or without this folder"
+        )
+    one.folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+
+
+def run_blocks(
+    one: Pass, difficulties: Sequence[int], part: int = 0, parts: int = 1, *, bar: bool = True
+) -> None:
+    """Count those blocks of a pass that are not there yet.
+
+    Args:
+        one: that :func:`prepare` has seen.
+        difficulties: of the classes.
+        part, parts: blocks part, part + parts, ... are this process's.
+        bar: whether to show progress.
+    """
+    todo = [x for x in list(one.blocks.items())[part::parts] if not x[0].exists()]
+    if not todo:
+        return
+    model, mapper = load(one.cfg), mapper_of(one.cfg)
+    records = DatasetCatalog.get(one.cfg.DATASETS.TEST[0])
+    total = sum(len(places) for _, places in todo)
+    with tqdm(
+        total=total, unit="image", desc=one.folder.name, disable=None if bar else True
+    ) as progress:
+        for path, places in todo:
+            images = ((place, records[place]) for place in places)
+            tally = examine(model, images, mapper, one.request, difficulties)
+            write_json(path, tally.state())
+            progress.update(len(places))
+
+
+def watch(one: Pass, processes: Sequence[Any]) -> None:
+    """Show the progress of processes that share a pass until the last has ended."""
+    blocks = one.blocks
+    total = sum(map(len, blocks.values()))
+    with tqdm(total=total, unit="image", desc=one.folder.name, disable=None) as bar:
+        while True:
+            running = any(process.poll() is None for process in processes)
+            bar.n = sum(len(places) for path, places in blocks.items() if path.exists())
+            bar.refresh()
+            if not running:
+                return
+            time.sleep(0.5)
+
+
+def merged(one: Pass) -> Tally:
+    """All blocks of a pass together, in the order of the images."""
+    whole: Tally | None = None
+    for path in one.blocks:
+        tally = Tally.from_state(json.loads(path.read_text()))
+        if whole is None:
+            whole = tally
+        else:
+            whole.merge(tally)
+    assert whole is not None, "a data set without images"
+    return whole
+
+
+def load(cfg: CfgNode) -> GeneralizedRCNN:
+    """The model of a config with its weights, in evaluation mode."""
+    model = Trainer.build_model(cfg)
+    DoubleHeadCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model.eval()
+
+
+def stamp(path: str) -> list[Any]:
+    """What tells a file of weights from what it was: its path, size and time."""
+    if not os.path.isfile(path):
+        return [path]
+    found = os.stat(path)
+    return [path, found.st_size, found.st_mtime_ns]
+
+
+def mapper_of(cfg: CfgNode) -> NamingMapper:
+    """What makes the network's input of a record, as in evaluation."""
+    return NamingMapper(build_mapper(cfg, is_train=False))
+
+
+def difficulties_by(cfg: CfgNode, folder: Path) -> list[int]:
+    """How hard each class is for a baseline: thirds by its AP on the data set (A.1).
+
+    Args:
+        cfg: of the baseline, with one data set in DATASETS.TEST.
+        folder: that the evaluation is kept in, for the next run.
+    """
+    (dataset,) = cfg.DATASETS.TEST
+    names = MetadataCatalog.get(dataset).thing_classes
+    path = folder / DIFFICULTY_FILE
+    key = {"weights": stamp(cfg.MODEL.WEIGHTS), "config": cfg.dump()}
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if kept["baseline"] == key:
+            return difficulties_of(kept["AP"])
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(folder / "baseline")
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own tables
+        results = Trainer.test(cfg, load(cfg))["bbox"]
+    found = [results.get(f"AP-{name}", results["AP"]) for name in names]
+    aps = [None if x != x else x for x in found]
+    write_json(path, {"AP": aps, "classes": list(names), "baseline": key})
+    return difficulties_of(aps)
+
+
+def threads_for(parts: int) -> dict[str, str]:
+    """The environment of one of several processes that share a machine's cores."""
+    return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // parts))}
+
+
+def device_of(part: int) -> str:
+    """The device of one of several processes: the GPUs in turn, or the CPU."""
+    count = torch.cuda.device_count()
+    return f"cuda:{part % count}" if count else "cpu"
