@@ -4,6 +4,7 @@ Source: Double-Head R-CNN (https://arxiv.org/abs/1904.06493), Section 3 and Appe
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from detectron2.modeling import GeneralizedRCNN
@@ -90,7 +91,7 @@ def correlation_content(tallies: Tallies, data: str, seed: int = 0) -> dict[str,
                 results = correlate(images, resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed)
                 for group, result in zip(GROUPS, results, strict=True):
                     name = {"model": model, "mode": mode, "kind": kind}
-                    found.append(name | {"proposals": source, "group": group} | result._asdict())
+                    found.append(name | {"proposals": source, "group": group} | asdict(result))
     return {
         "data": data,
         "confidence": CONFIDENCE,

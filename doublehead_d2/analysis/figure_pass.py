@@ -241,10 +241,8 @@ def _ask_about_windows(
     boxes, ious, owners = [], [], []
     for index, (box, number) in enumerate(zip(objects.boxes, objects.numbers, strict=True)):
         windows = windows_around(box, size)
-        chosen = slice(None)
-        if request.proposals_per_object:
-            random = generator(request.seed, place, number)
-            chosen = stratified_subset(windows.ious, request.proposals_per_object, random)
+        count = request.proposals_per_object or len(windows.ious)
+        chosen = stratified_subset(windows.ious, count, generator(request.seed, place, number))
         boxes.append(windows.boxes[chosen])
         ious.append(windows.ious[chosen])
         owners.append(torch.full_like(ious[-1], index, dtype=torch.int64))

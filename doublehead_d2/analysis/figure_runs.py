@@ -20,7 +20,7 @@ from detectron2.modeling import GeneralizedRCNN
 from tqdm import tqdm
 
 from doublehead_d2.analysis.difficulty import difficulties_of
-from doublehead_d2.analysis.figure_pass import Request, Tally, examine
+from doublehead_d2.analysis.figure_pass import Mapper, Request, Tally, examine
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.data.naming_mapper import NamingMapper
 from doublehead_d2.data.resize import build_mapper
@@ -138,9 +138,16 @@ def stamp(path: str) -> list[Any]:
     return [path, found.st_size, found.st_mtime_ns]
 
 
-def mapper_of(cfg: CfgNode) -> NamingMapper:
+def mapper_of(cfg: CfgNode) -> Mapper:
     """What makes the network's input of a record, as in evaluation."""
-    return NamingMapper(build_mapper(cfg, is_train=False))
+    mapper = NamingMapper(build_mapper(cfg, is_train=False))
+
+    def mapped(record: dict[str, Any]) -> dict[str, Any]:
+        found = mapper(record)
+        assert found is not None, "in evaluation no image is left out"
+        return found
+
+    return mapped
 
 
 def difficulties_by(cfg: CfgNode, folder: Path) -> list[int]:

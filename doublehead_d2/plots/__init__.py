@@ -1,5 +1,6 @@
 """Curves and figures of what the other modules count; the only room that draws them."""
 
+from doublehead_d2.plots.argument import plot_all_correlations, plot_all_windows
 from doublehead_d2.plots.correlations import plot_correlations
 from doublehead_d2.plots.errors import plot_errors
 from doublehead_d2.plots.lambda_grid import plot_lambda_grid
@@ -14,6 +15,8 @@ __all__ = [
     "SIZES",
     "check_picture",
     "curves",
+    "plot_all_correlations",
+    "plot_all_windows",
     "plot_correlations",
     "plot_errors",
     "plot_lambda_grid",

@@ -149,7 +149,7 @@ def _models(args: argparse.Namespace) -> list[Model]:
     Raises:
         ValueError: as `config_of`; there is no data set.
     """
-    models = []
+    models: list[Model] = []
     for name, path, *weights in args.model:
         cfg = config_of(path, args, "OUTPUT_DIR", args.output)
         if weights:
@@ -281,8 +281,7 @@ def _draw_grid(args: argparse.Namespace, models: Sequence[Model]) -> list[str]:
 def _draw_cases(args: argparse.Namespace, models: Sequence[Model]) -> list[str]:
     """Figures A.4 and A.5."""
     written = draw_cases(models, Path(args.output), args.num_images, args.num_cases)
-    with open(written[0], encoding="utf-8") as f:
-        print(count_table(json.load(f)))
+    print(count_table(json.loads(Path(written[0]).read_text(encoding="utf-8"))))
     return written
 
 
