@@ -124,7 +124,7 @@ def test_each_head_pools_at_its_own_scale(monkeypatch: pytest.MonkeyPatch) -> No
 def test_pooled_boxes_are_what_the_heads_are_shown(variant: str) -> None:
     heads = small_heads(*VARIANTS[variant]).eval()
     features, boxes = random_features(2), [random_boxes(3), random_boxes(2, seed=1)]
-    pooled = heads.pool_boxes(features, boxes)
+    pooled = heads.pool_boxes(features, boxes, [])
     said = heads.predict(features, boxes)
     assert list(pooled) == ["box_head", "reg_head"]
     scores, _ = heads.box_predictor(heads.box_head(pooled["box_head"]))

@@ -17,7 +17,7 @@ positions, P = h·w of them. Boxes are XYXY in absolute coordinates of the (padd
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -36,9 +36,7 @@ from doublehead_d2.analysis.spatial import (
 )
 from doublehead_d2.benchmark.heads import ask
 from doublehead_d2.modeling.box_head import DoubleHeadConvHead
-from doublehead_d2.modeling.pooling import in_float32, pool_at_offsets
-
-ImageSizes = Sequence[tuple[int, int]]  # of N images without padding: height, width
+from doublehead_d2.modeling.separate_heads import ImageSizes, SeparateROIHeads
 
 
 class HeadMap(NamedTuple):
@@ -191,41 +189,10 @@ def _pooled(
     heads: Any, features: dict[str, Tensor], boxes: list[Boxes], image_sizes: ImageSizes
 ) -> dict[str, Tensor]:
     """What each head is shown, R x C x h x w, by the head's name."""
-    if hasattr(heads, "pool_boxes"):  # Double-Head
-        return heads.pool_boxes(features, boxes)
-    if hasattr(heads, "branch"):  # G-RCN
-        return {
-            name: heads.branch(name).pool(features, boxes, image_sizes)[0]
-            for name in ("box_head", "reg_head")
-        }
-    if hasattr(heads, "offset_head"):  # TSD
-        return _pooled_at_offsets(heads, features, boxes)
+    if isinstance(heads, SeparateROIHeads):
+        return heads.pool_boxes(features, boxes, image_sizes)
     part = ask(heads).parts()[0]
     return {part.name: part.pooler([features[name] for name in part.in_features], boxes)}
-
-
-def _pooled_at_offsets(
-    heads: Any, features: dict[str, Tensor], boxes: list[Boxes]
-) -> dict[str, Tensor]:
-    """What TSD's heads are shown: bins at ΔC, and all bins at ΔR, which its record has."""
-    said = heads.predict(features, boxes)
-    maps = list(in_float32(features, heads.box_in_features).values())
-    offsets = {
-        "box_head": said.delta_c,
-        "reg_head": said.delta_r[:, :, None, None].expand_as(said.delta_c),
-    }
-    return {
-        name: pool_at_offsets(
-            heads.box_pooler,
-            maps,
-            boxes,
-            moved,
-            samples=heads.samples,
-            offset_scale=heads.offset_scale,
-            legacy=heads.legacy_boxes,
-        )
-        for name, moved in offsets.items()
-    }
 
 
 def _weights(head: Any, positions: int) -> Tensor:

@@ -25,7 +25,12 @@ from doublehead_d2.modeling.output_layers import (
     scoped_losses,
 )
 from doublehead_d2.modeling.roi_boxes import EnlargedBoxes
-from doublehead_d2.modeling.separate_heads import ChooseRoIs, SeparateROIHeads, put_rows
+from doublehead_d2.modeling.separate_heads import (
+    ChooseRoIs,
+    ImageSizes,
+    SeparateROIHeads,
+    put_rows,
+)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -140,8 +145,10 @@ class DoubleHeadROIHeads(SeparateROIHeads[DoubleHeadPredictions]):
         """
         return self._predict_cls_head(self._box_maps(features), boxes)[0].scores
 
-    def pool_boxes(self, features: dict[str, Tensor], boxes: list[Boxes]) -> dict[str, Tensor]:
-        """RoI features R x C x H x W that :meth:`predict` shows each head, by the head's name."""
+    def pool_boxes(
+        self, features: dict[str, Tensor], boxes: list[Boxes], image_sizes: ImageSizes
+    ) -> dict[str, Tensor]:
+        """What each head is shown, as :meth:`SeparateROIHeads.pool_boxes`."""
         maps = self._box_maps(features)
         scales = {"box_head": self.cls_roi_scale, "reg_head": self.reg_roi_scale}
         return {head: self._pool(maps, boxes, scale) for head, scale in scales.items()}

@@ -10,7 +10,6 @@ map, D of a head's vector; h x w bins of a RoI. Boxes are XYXY in absolute coord
 (padded) network input.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,10 +29,13 @@ from doublehead_d2.modeling.output_layers import (
 )
 from doublehead_d2.modeling.parts import Part
 from doublehead_d2.modeling.pooling import in_float32, pool_in_parallel
-from doublehead_d2.modeling.separate_heads import ChooseRoIs, SeparateROIHeads, put_rows
+from doublehead_d2.modeling.separate_heads import (
+    ChooseRoIs,
+    ImageSizes,
+    SeparateROIHeads,
+    put_rows,
+)
 from doublehead_d2.modeling.siblings import fill_missing
-
-ImageSizes = Sequence[tuple[int, int]]  # of N images without padding: height, width
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -265,6 +267,13 @@ class GRCNROIHeads(SeparateROIHeads[DoubleHeadPredictions]):
             height, width = (round(cells / align.spatial_scale) for cells in maps.shape[2:])
             image_sizes = [(height, width)] * len(boxes)
         return self.box_predictor(self._vectors("box_head", features, boxes, image_sizes)).scores
+
+    def pool_boxes(
+        self, features: dict[str, Tensor], boxes: list[Boxes], image_sizes: ImageSizes
+    ) -> dict[str, Tensor]:
+        """What each head is shown, as :meth:`SeparateROIHeads.pool_boxes`, without a context."""
+        names = ("box_head", "reg_head")
+        return {name: self.branch(name).pool(features, boxes, image_sizes)[0] for name in names}
 
     def losses(
         self, predictions: DoubleHeadPredictions, proposals: list[Instances]

@@ -5,7 +5,7 @@ Boxes are XYXY in absolute coordinates of the (padded) network input.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +27,7 @@ from doublehead_d2.modeling.pooling import in_float32, pool_in_parallel
 
 # What the classification head says to N masks of Ri, or to None for all
 ChooseRoIs = Callable[[HeadPredictions], list[Tensor] | None]
+ImageSizes = Sequence[tuple[int, int]]  # of N images without padding: height, width
 Predictions = TypeVar("Predictions")  # the record of a system
 
 
@@ -136,6 +137,21 @@ class SeparateROIHeads(PoolsByLevel, Generic[Predictions]):
             proposals: N elements with `proposal_boxes`.
         """
         return self.predict(features, [x.proposal_boxes for x in proposals], choose)
+
+    def pool_boxes(
+        self, features: dict[str, Tensor], boxes: list[Boxes], image_sizes: ImageSizes
+    ) -> dict[str, Tensor]:
+        """RoI features that :meth:`predict` shows the heads where all see all boxes.
+
+        Args:
+            features: the backbone's feature maps by name, each N x C x H x W.
+            boxes: N elements, Ri boxes each.
+            image_sizes: of the images without padding: height, width.
+
+        Returns:
+            R x C x h x w of "box_head" and of "reg_head".
+        """
+        raise NotImplementedError
 
     def shown_to_reg_head(
         self, proposals: list[Instances], cls_head: HeadPredictions

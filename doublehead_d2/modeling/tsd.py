@@ -32,7 +32,12 @@ from doublehead_d2.modeling.output_layers import (
 from doublehead_d2.modeling.parts import Part
 from doublehead_d2.modeling.pooling import pool_as_mmdet1, pool_at_offsets
 from doublehead_d2.modeling.progressive_constraint import cls_constraint, loc_constraint
-from doublehead_d2.modeling.separate_heads import ChooseRoIs, SeparateROIHeads, put_rows
+from doublehead_d2.modeling.separate_heads import (
+    ChooseRoIs,
+    ImageSizes,
+    SeparateROIHeads,
+    put_rows,
+)
 
 
 class TSDPredictions(NamedTuple):
@@ -176,6 +181,15 @@ class TSDROIHeads(SeparateROIHeads[TSDPredictions]):
         maps = self._box_maps(features)
         return self._predict_cls_head(maps, boxes, self._look(maps, boxes)[1]).scores
 
+    def pool_boxes(
+        self, features: dict[str, Tensor], boxes: list[Boxes], image_sizes: ImageSizes
+    ) -> dict[str, Tensor]:
+        """What each head is shown, as :meth:`SeparateROIHeads.pool_boxes`, moved by its offsets."""
+        maps = self._box_maps(features)
+        _, delta_c, delta_r = self._look(maps, boxes)
+        offsets = {"box_head": delta_c, "reg_head": self._of_all_bins(delta_r)}
+        return {head: self._pool(maps, boxes, moved) for head, moved in offsets.items()}
+
     def parts(self) -> list[Part]:
         """Offset networks, classification head, regression head; the sibling head runs nowhere."""
         box, *others = super().parts()
@@ -281,8 +295,7 @@ class TSDROIHeads(SeparateROIHeads[TSDPredictions]):
         if shown is not None:
             boxes = [x[m] for x, m in zip(boxes, shown, strict=True)]
             delta_r = delta_r[mask]
-        offsets = delta_r[:, :, None, None].expand(-1, -1, *self.offset_head.bins)
-        pooled = self._pool(maps, boxes, offsets)
+        pooled = self._pool(maps, boxes, self._of_all_bins(delta_r))
         self._count("reg_head", pooled)
         deltas = self.reg_predictor(self.reg_head(pooled)).deltas
         return deltas if mask is None else put_rows(deltas, mask)
@@ -297,6 +310,10 @@ class TSDROIHeads(SeparateROIHeads[TSDPredictions]):
             offset_scale=self.offset_scale,
             legacy=self.legacy_boxes,
         )
+
+    def _of_all_bins(self, delta_r: Tensor) -> Tensor:
+        """R x 2 x h x w: every bin moves as the proposal does."""
+        return delta_r[:, :, None, None].expand(-1, -1, *self.offset_head.bins)
 
     def _loc_constraint(self, predictions: TSDPredictions, proposals: list[Instances]) -> Tensor:
         """M_loc, without its weight."""
