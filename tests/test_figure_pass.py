@@ -12,7 +12,8 @@ from detectron2.structures.boxes import matched_pairwise_iou
 
 from doublehead_d2.analysis.asking import ask_for_classes, modes_of, see
 from doublehead_d2.analysis.difficulty import GROUPS
-from doublehead_d2.analysis.figure_pass import Request, Tally, examine, objects_of
+from doublehead_d2.analysis.figure_pass import Request, examine, objects_of
+from doublehead_d2.analysis.tally import Tally
 from doublehead_d2.analysis.windows import BINS, iou_bins, stratified_subset, windows_around
 from doublehead_d2.data.seeding import generator
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from doublehead_d2.analysis.correlation import correlate
 from doublehead_d2.analysis.difficulty import GROUPS
-from doublehead_d2.analysis.figure_pass import CELLS, SOURCES, Tally
+from doublehead_d2.analysis.tally import CELLS, SOURCES, Tally
 from doublehead_d2.analysis.windows import BINS, WINDOWS
 
 CONFIDENCE, RESAMPLES = 0.95, 1000

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, BoxMode, PolygonMasks
-from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
 
 from doublehead_d2.analysis.asking import (
+    Answers,
     Mode,
     Seen,
     ask,
@@ -35,15 +35,12 @@ from doublehead_d2.analysis.correlation import (
     proposal_pairs,
 )
 from doublehead_d2.analysis.difficulty import GROUPS, memberships, size_of
-from doublehead_d2.analysis.head_maps import SpatialCorrelation
-from doublehead_d2.analysis.streaming import Comoments, Histograms, Moments
-from doublehead_d2.analysis.windows import BINS, iou_bins, stratified_subset, windows_around
+from doublehead_d2.analysis.streaming import Comoments
+from doublehead_d2.analysis.tally import DETECTIONS, RPN, Tally, WindowsOfImage
+from doublehead_d2.analysis.windows import stratified_subset, windows_around
 from doublehead_d2.data.seeding import generator
 
-WINDOWS, RPN, DETECTIONS = "windows", "rpn", "detections"
-SOURCES = (WINDOWS, RPN, DETECTIONS)  # where the pairs of a correlation come from
 FIGURES = ("windows", "correlations", "spatial")  # that this pass counts for
-CELLS = 20  # of histograms
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -70,89 +67,14 @@ class ImageObjects(NamedTuple):
     numbers: list[int]  # M, which of the image's annotations each is
 
 
-class Tally:
-    """What a detector's heads have said of the images so far; tallies of parts can be merged."""
+class _Asked(NamedTuple):
+    """A detector and the image that it is asked about."""
 
-    def __init__(self, modes: Mapping[str, str]) -> None:
-        """
-        Args:
-            modes: kind of head by mode, see `asking.modes_of`.
-        """
-        self.modes = dict(modes)
-        self.images = self.objects = self.windows = 0
-        self.seconds = 0.0  # in which heads said something of the windows
-        bins = len(GROUPS) * BINS
-        self.scores = {mode: Moments(bins) for mode in modes}
-        self.ious = {mode: Moments(bins) for mode in modes}
-        self.score_histograms = {mode: Histograms(BINS, CELLS) for mode in modes}
-        self.iou_histograms = {mode: Histograms(BINS, CELLS) for mode in modes}
-        # One an image: what a bootstrap over images draws from
-        self.pairs: dict[str, dict[str, list[Comoments]]] = {
-            source: {mode: [] for mode in modes} for source in SOURCES
-        }
-        self.spatial = SpatialCorrelation()
-
-    def merge(self, other: "Tally") -> None:
-        """Take in what another part, of images that come later, has counted.
-
-        Raises:
-            ValueError: it is of another detector.
-        """
-        if other.modes != self.modes:
-            raise ValueError(f"parts of detectors with {self.modes} and {other.modes}")
-        self.images += other.images
-        self.objects += other.objects
-        self.windows += other.windows
-        self.seconds += other.seconds
-        for mode in self.modes:
-            self.scores[mode].merge(other.scores[mode])
-            self.ious[mode].merge(other.ious[mode])
-            self.score_histograms[mode].merge(other.score_histograms[mode])
-            self.iou_histograms[mode].merge(other.iou_histograms[mode])
-            for source in SOURCES:
-                self.pairs[source][mode] += other.pairs[source][mode]
-        self.spatial.merge(other.spatial)
-
-    def state(self) -> dict[str, Any]:
-        """All that is counted, as JSON takes it, without a loss."""
-        return {
-            "modes": self.modes,
-            **{name: getattr(self, name) for name in _NUMBERS},
-            **{name: _states(getattr(self, name)) for name in _BY_MODE},
-            "pairs": {
-                source: {mode: [x.state() for x in images] for mode, images in by_mode.items()}
-                for source, by_mode in self.pairs.items()
-            },
-            "spatial": self.spatial.state(),
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Tally":
-        """What :meth:`state` was taken of."""
-        tally = cls(state["modes"])
-        for name in _NUMBERS:
-            setattr(tally, name, state[name])
-        for name, kind in _BY_MODE.items():
-            setattr(tally, name, {m: kind.from_state(x) for m, x in state[name].items()})
-        tally.pairs = {
-            source: {mode: [Comoments.from_state(x) for x in images] for mode, images in by.items()}
-            for source, by in state["pairs"].items()
-        }
-        tally.spatial = SpatialCorrelation.from_state(state["spatial"])
-        return tally
-
-
-_NUMBERS = ("images", "objects", "windows", "seconds")
-_BY_MODE: dict[str, Any] = {
-    "scores": Moments,
-    "ious": Moments,
-    "score_histograms": Histograms,
-    "iou_histograms": Histograms,
-}
-
-
-def _states(by_name: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: x.state() for name, x in by_name.items()}
+    model: GeneralizedRCNN
+    modes: Mapping[str, Mode]
+    seen: Seen
+    objects: ImageObjects
+    difficulties: Tensor  # K
 
 
 def examine(
@@ -180,10 +102,12 @@ def examine(
         objects = objects_of(record, seen.image_sizes[0])
         tally.images += 1
         tally.objects += len(objects.classes)
+        asked = _Asked(model, modes, seen, objects, hardness)
         if request.asks_for_windows:
-            _ask_about_windows(tally, model, modes, seen, objects, hardness, request, place)
+            around = _windows_of(objects, seen.image_sizes[0], request, place)
+            _ask_about_windows(tally, asked, around)
         if "correlations" in request.figures:
-            _ask_about_proposals(tally, model, modes, seen, objects, hardness)
+            _ask_about_proposals(tally, asked)
         if "spatial" in request.figures and len(objects.boxes):
             boxes = [Boxes(objects.boxes.to(model.device))]
             tally.spatial.add(model, seen.features, boxes, seen.image_sizes)
@@ -226,74 +150,48 @@ def _area(annotation: Mapping[str, Any], box: Sequence[float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _ask_about_windows(
-    tally: Tally,
-    model: GeneralizedRCNN,
-    modes: Mapping[str, Mode],
-    seen: Seen,
-    objects: ImageObjects,
-    difficulties: Tensor,
-    request: Request,
-    place: int,
-) -> None:
-    """Count what is said of the windows around all objects of an image."""
-    (size,) = seen.image_sizes
-    boxes, ious, owners = [], [], []
+def _windows_of(
+    objects: ImageObjects, image_size: tuple[int, int], request: Request, place: int
+) -> WindowsOfImage:
+    """The windows around all objects of an image, or the subset that is asked for."""
+    none = torch.zeros(0, 4)  # so that there is something where there is no object
+    found = [WindowsOfImage(none, none[:, 0], none[:, 0].long(), none)]
     for index, (box, number) in enumerate(zip(objects.boxes, objects.numbers, strict=True)):
-        windows = windows_around(box, size)
+        windows = windows_around(box, image_size)
         count = request.proposals_per_object or len(windows.ious)
         chosen = stratified_subset(windows.ious, count, generator(request.seed, place, number))
-        boxes.append(windows.boxes[chosen])
-        ious.append(windows.ious[chosen])
-        owners.append(torch.full_like(ious[-1], index, dtype=torch.int64))
-    all_boxes = torch.cat([*boxes, torch.zeros(0, 4)])
-    proposal_ious = torch.cat([*ious, torch.zeros(0)])
-    owner = torch.cat([*owners, torch.zeros(0, dtype=torch.int64)])
-    classes = objects.classes[owner]
+        owners = torch.full_like(chosen, index)
+        boxes, ious = windows.boxes[chosen], windows.ious[chosen]
+        found.append(WindowsOfImage(boxes, ious, owners, objects.boxes[owners]))
+    return WindowsOfImage(*(torch.cat(x) for x in zip(*found, strict=True)))
+
+
+def _ask_about_windows(tally: Tally, asked: _Asked, around: WindowsOfImage) -> None:
+    """Count what is said of the windows around all objects of an image."""
+    model, objects, seen = asked.model, asked.objects, asked.seen
+    boxes, classes = [Boxes(around.boxes.to(model.device))], objects.classes[around.owners]
     start = time.perf_counter()
-    said = ask_for_classes(
-        model, modes, seen.features, [Boxes(all_boxes.to(model.device))], [size], classes
-    )
-    said = {mode: type(x)(*(value.cpu() for value in x)) for mode, x in said.items()}
+    said = ask_for_classes(model, asked.modes, seen.features, boxes, seen.image_sizes, classes)
+    said = {mode: Answers(x.scores.cpu(), x.boxes.cpu()) for mode, x in said.items()}
     tally.seconds += time.perf_counter() - start
-    tally.windows += len(owner)
-    rows, groups = memberships(objects.sizes[owner], difficulties[classes]).nonzero(as_tuple=True)
-    bins = iou_bins(proposal_ious)
-    targets = Boxes(objects.boxes[owner])
-    for mode, (scores, found) in said.items():
-        regressed = matched_pairwise_iou(Boxes(found), targets)
-        places = groups * BINS + bins[rows]
-        tally.scores[mode].add(scores[rows], places)
-        tally.ious[mode].add(regressed[rows], places)
-        tally.score_histograms[mode].add(scores, bins)
-        tally.iou_histograms[mode].add(regressed, bins)
-        pairs = Comoments(len(GROUPS))
-        pairs.add(scores[rows], proposal_ious[rows], groups)
-        tally.pairs[WINDOWS][mode].append(pairs)
+    sizes, difficulties = objects.sizes[around.owners], asked.difficulties[classes]
+    tally.add_windows(said, around, memberships(sizes, difficulties))
 
 
-def _ask_about_proposals(
-    tally: Tally,
-    model: GeneralizedRCNN,
-    modes: Mapping[str, Mode],
-    seen: Seen,
-    objects: ImageObjects,
-    difficulties: Tensor,
-) -> None:
+def _ask_about_proposals(tally: Tally, asked: _Asked) -> None:
     """Count what is said of the RPN's proposals, and what is detected, in an image."""
-    boxes = Boxes(objects.boxes)
-    proposals = seen.proposals[0].proposal_boxes
-    said = ask(model, modes, seen.features, [proposals], seen.image_sizes)
-    found = detections(model, modes, seen)
-    for mode in modes:
+    objects, seen = asked.objects, asked.seen
+    boxes, proposals = Boxes(objects.boxes), seen.proposals[0].proposal_boxes
+    said = ask(asked.model, asked.modes, seen.features, [proposals], seen.image_sizes)
+    found = detections(asked.model, asked.modes, seen)
+    for mode in asked.modes:
         (detected,) = found[mode]
+        scores = said[mode].scores.cpu()
         pairs = {
-            RPN: proposal_pairs(
-                said[mode].scores.cpu(), proposals.to("cpu"), boxes, objects.classes
-            ),
+            RPN: proposal_pairs(scores, proposals.to("cpu"), boxes, objects.classes),
             DETECTIONS: detection_pairs(detected.to("cpu"), boxes, objects.classes),
         }
         for source, image_pairs in pairs.items():
             comoments = Comoments(len(GROUPS))
-            add_pairs(comoments, image_pairs, objects.sizes, difficulties)
+            add_pairs(comoments, image_pairs, objects.sizes, asked.difficulties)
             tally.pairs[source][mode].append(comoments)

@@ -20,7 +20,8 @@ from detectron2.modeling import GeneralizedRCNN
 from tqdm import tqdm
 
 from doublehead_d2.analysis.difficulty import difficulties_of
-from doublehead_d2.analysis.figure_pass import Mapper, Request, Tally, examine
+from doublehead_d2.analysis.figure_pass import Mapper, Request, examine
+from doublehead_d2.analysis.tally import Tally
 from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.data.naming_mapper import NamingMapper
 from doublehead_d2.data.resize import build_mapper

@@ -33,7 +33,7 @@ from doublehead_d2.analysis.figure_contents import (
     windows_content,
 )
 from doublehead_d2.analysis.figure_grid import grid_content
-from doublehead_d2.analysis.figure_pass import Request, Tally
+from doublehead_d2.analysis.figure_pass import Request
 from doublehead_d2.analysis.figure_runs import (
     Pass,
     device_of,
@@ -45,6 +45,7 @@ from doublehead_d2.analysis.figure_runs import (
     threads_for,
     watch,
 )
+from doublehead_d2.analysis.tally import Tally
 from doublehead_d2.data.registration import HELP
 from doublehead_d2.files import write_json
 from doublehead_d2.plots import (
