@@ -84,6 +84,12 @@ def missing_modules(text: str) -> list[str]:
     return missing_files(text, "py", (".", "doublehead_d2"))
 
 
+def repeated_headings(text: str) -> list[str]:
+    """Headings that a document has more than once, as a merge of two branches leaves them."""
+    headings = re.findall(r"^#{1,3} .*$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M)
+    return sorted({x for x in headings if headings.count(x) > 1})
+
+
 def missing_rooms(text: str, title: str) -> list[str]:
     """Paths in the tree below the heading `title`, two spaces a level, that are not there."""
     tree = text.split(f"\n## {title}\n```\n")[1].split("\n```\n")[0]
@@ -130,6 +136,8 @@ def test_document_points_at_what_is_there(document: Path) -> None:
     assert missing_configs(text) == []
     assert missing_modules(text) == []
     assert unknown_keys(text) == []
+    if document.name != "CHANGELOG.md":  # which has the same headings for each release
+        assert repeated_headings(text) == []
 
 
 @pytest.mark.parametrize(
@@ -150,6 +158,11 @@ def test_readme_lists_every_document() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^- \[\w+\]\(docs/(\w+\.md)\)", text, re.MULTILINE))
     assert listed == {path.name for path in (REPOSITORY / "docs").glob("*.md")}
+
+
+def test_repeated_headings_are_found() -> None:
+    text = "# A\n## B\n```\n# a comment\n# a comment\n```\n### C\n## B\n"
+    assert repeated_headings(text) == ["## B"]
 
 
 def test_broken_links_are_found(tmp_path: Path) -> None:

@@ -408,7 +408,7 @@ def test_the_documents_run_the_files_without_us(file_format: str, tmp_path: Path
 
 def example_blocks() -> list[str]:
     """The blocks of Python of the chapter on exports."""
-    text = (REPOSITORY / "docs" / "GETTING_STARTED.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs" / "USE.md").read_text(encoding="utf-8")
     (chapter,) = re.findall(r"^## Export\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
     return re.findall(r"```python\n(.*?)```", chapter, re.DOTALL)
 

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import REPOSITORY
 
-DOCUMENT = REPOSITORY / "docs" / "GETTING_STARTED.md"
+DOCUMENT = REPOSITORY / "docs" / "USE.md"
 TOOLS = ("sahi", "supervision")
 
 
