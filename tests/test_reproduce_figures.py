@@ -28,6 +28,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take seconds; they are drawn once."""
     for name in ("plot_all_windows", "plot_all_correlations", "plot_spatial", "plot_lambda_grid"):
         monkeypatch.setattr(reproduce_figures, name, lambda content, place: [])
+    monkeypatch.setattr(reproduce_figures, "plot_rule", lambda *args: [])
 
 
 def options(place: Place, *words: str) -> list[str]:
@@ -54,7 +55,7 @@ def test_all_figures(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     names = {x.stem for x in files if x.suffix == ".svg"}
     assert {"windows_by_size", "windows_by_difficulty", "windows", "windows_enlarged"} <= names
     assert {"correlations_by_size", "correlations_by_difficulty"} <= names
-    assert {"spatial", "lambda_grid"} <= names
+    assert {"spatial", "lambda_grid", "windows_rule"} <= names
     assert {x.with_suffix(".png") for x in files if x.suffix == ".svg"} <= {*files}
     assert any(x.parent.name == "cases" for x in files)
     assert any(x.startswith("| Ext | fused | 0.") or x.startswith("| Ext | fused | -0.") for x in

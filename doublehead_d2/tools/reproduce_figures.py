@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -46,12 +47,14 @@ from doublehead_d2.analysis.figure_runs import (
     watch,
 )
 from doublehead_d2.analysis.tally import Tally
+from doublehead_d2.analysis.windows import BINS, windows_around
 from doublehead_d2.data.registration import HELP
 from doublehead_d2.files import write_json
 from doublehead_d2.plots import (
     plot_all_correlations,
     plot_all_windows,
     plot_lambda_grid,
+    plot_rule,
     plot_spatial,
 )
 from doublehead_d2.tools.options import USER_ERRORS, add_opts, config_of
@@ -256,6 +259,9 @@ def _draw_passes(
     if "windows" in args.figures:
         content = windows_content(tallies["windows"], data, args.proposals_per_object)
         written += [_write(args, "windows", content), *plot_all_windows(content, args.output)]
+        around = windows_around(torch.tensor([200.0, 200.0, 300.0, 270.0]), (500, 500))
+        stem = os.path.join(args.output, "windows_rule")
+        written += plot_rule(around.boxes.numpy(), around.ious.numpy(), BINS, stem)
     if "correlations" in args.figures:
         content = correlation_content(tallies["windows"], data, args.seed)
         written.append(_write(args, "correlations", content))
