@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,8 +98,36 @@ def run_blocks(
             progress.update(len(places))
 
 
-def watch(one: Pass, processes: Sequence[Any]) -> None:
-    """Show the progress of processes that share a pass until the last has ended."""
+def share(one: Pass, commands: Sequence[Sequence[str]]) -> None:
+    """Run the blocks of a pass in several processes, with their progress together.
+
+    Args:
+        one: that :func:`prepare` has seen.
+        commands: one a process, which calls :func:`run_blocks` with its part.
+
+    Raises:
+        ValueError: one of them failed; names its log.
+    """
+    threads = str(max(1, (os.cpu_count() or 1) // len(commands)))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    logs = [one.folder / f"part_{part}.log" for part in range(len(commands))]
+    processes = []
+    for path, command in zip(logs, commands, strict=True):
+        with open(path, "w") as log:
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+    try:
+        _watch(one, processes)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+    failed = [log for log, x in zip(logs, processes, strict=True) if x.returncode]
+    if failed:
+        raise ValueError(f"a process failed, see {failed[0]}: {failed[0].read_text()[-500:]}")
+
+
+def _watch(one: Pass, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Show how many images are counted until the last process has ended."""
     blocks = one.blocks
     total = sum(map(len, blocks.values()))
     with tqdm(total=total, unit="image", desc=one.folder.name, disable=None) as bar:
@@ -175,11 +204,6 @@ def difficulties_by(cfg: CfgNode, folder: Path) -> list[int]:
     aps = [None if x != x else x for x in found]
     write_json(path, {"AP": aps, "classes": list(names), "baseline": key})
     return difficulties_of(aps)
-
-
-def threads_for(parts: int) -> dict[str, str]:
-    """The environment of one of several processes that share a machine's cores."""
-    return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // parts))}
 
 
 def device_of(part: int) -> str:

@@ -14,7 +14,6 @@ figure is a PNG and an SVG, with its numbers as JSON beside it. A run that was s
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,11 +42,10 @@ from doublehead_d2.analysis.figure_runs import (
     merged,
     prepare,
     run_blocks,
-    threads_for,
-    watch,
+    share,
 )
 from doublehead_d2.analysis.tally import Tally
-from doublehead_d2.analysis.windows import BINS, windows_around
+from doublehead_d2.analysis.windows import windows_around
 from doublehead_d2.data.registration import HELP
 from doublehead_d2.files import write_json
 from doublehead_d2.plots import (
@@ -59,6 +57,7 @@ from doublehead_d2.plots import (
 )
 from doublehead_d2.tools.options import USER_ERRORS, add_opts, config_of
 
+EXAMPLE = torch.tensor([400.0, 400.0, 500.0, 470.0]), (870, 900)  # a box far from all edges
 MODULE = "doublehead_d2.tools.reproduce_figures"
 FIGURES = (*figure_pass.FIGURES, "lambda_grid", "cases")
 
@@ -201,7 +200,8 @@ def _run_passes(
             if args.jobs == 1:
                 run_blocks(one, difficulties)
             else:
-                _share(one, kind, model.name, args.jobs, words)
+                start = [sys.executable, "-m", MODULE, "--part", kind, model.name]
+                share(one, [[*start, str(part), *words] for part in range(args.jobs)])
             tallies.setdefault(kind, {})[model.name] = merged(one)
     return tallies
 
@@ -211,33 +211,8 @@ def _difficulties(args: argparse.Namespace, models: Sequence[Model]) -> list[int
     return difficulties_by(baseline.cfg, Path(args.output))
 
 
-def _share(one: Pass, kind: str, name: str, jobs: int, words: Sequence[str]) -> None:
-    """Run a pass in several processes.
-
-    Raises:
-        ValueError: one of them failed; names its log.
-    """
-    logs = [one.folder / f"part_{part}.log" for part in range(jobs)]
-    processes = []
-    for part, path in enumerate(logs):
-        command = [sys.executable, "-m", MODULE, "--part", kind, name, str(part), *words]
-        with open(path, "w") as log:
-            processes.append(
-                subprocess.Popen(command, stdout=log, stderr=log, env=threads_for(jobs))
-            )
-    try:
-        watch(one, processes)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait()
-    failed = [log for log, x in zip(logs, processes, strict=True) if x.returncode]
-    if failed:
-        raise ValueError(f"a process failed, see {failed[0]}: {failed[0].read_text()[-500:]}")
-
-
 def _run_part(args: argparse.Namespace, models: Sequence[Model]) -> int:
-    """One of the processes that :func:`_share` starts."""
+    """One of the processes that share a pass."""
     kind, name, part = args.part
     model = next(x for x in models if x.name == name)
     one = _passes(args, model)[kind]
@@ -259,9 +234,7 @@ def _draw_passes(
     if "windows" in args.figures:
         content = windows_content(tallies["windows"], data, args.proposals_per_object)
         written += [_write(args, "windows", content), *plot_all_windows(content, args.output)]
-        around = windows_around(torch.tensor([200.0, 200.0, 300.0, 270.0]), (500, 500))
-        stem = os.path.join(args.output, "windows_rule")
-        written += plot_rule(around.boxes.numpy(), around.ious.numpy(), BINS, stem)
+        written += plot_rule(*windows_around(*EXAMPLE), os.path.join(args.output, "windows_rule"))
     if "correlations" in args.figures:
         content = correlation_content(tallies["windows"], data, args.seed)
         written.append(_write(args, "correlations", content))
