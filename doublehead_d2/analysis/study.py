@@ -1,6 +1,7 @@
 """One training of a study of the paper's tables, from config to scores."""
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from detectron2.engine import default_setup
 from torch import nn
 
 from doublehead_d2 import model_zoo
+from doublehead_d2.analysis import order_trial
 from doublehead_d2.analysis.ap_by_iou import ap_by_iou
 from doublehead_d2.analysis.paper_tables import (
     BACKBONE_METRICS,
@@ -41,6 +43,10 @@ _C5_CONFIG = "COCO-Detection/faster_rcnn_R_50_C5_1x.yaml"
 # The same for the rows without FPN: a ResNet of bottlenecks, which C4 has. It is trained as
 # detectron2's DC5, below whose 2-fc head it learns sooner than below the mean of RoIs.
 C5_BACKBONE = "backbone_c5"
+# The same for networks that learn as a whole: the demo's, trained on the easier shapes.
+ORDER_BACKBONE = "backbone_demo"
+# Runs whose weights other rows start from
+STARTS = (BACKBONE, C5_BACKBONE, ORDER_BACKBONE)
 # Configs of rows that are not named as they are in Ablations/
 _CONFIGS = {
     BACKBONE: _EXT_CONFIG,
@@ -49,6 +55,8 @@ _CONFIGS = {
     "faster_rcnn_c4": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
     "faster_rcnn_c5": _C5_CONFIG,
     "grcn": "COCO-Detection/grcn_R_50_C5_1x.yaml",
+    ORDER_BACKBONE: "Shapes-Detection/double_head_ext_rcnn_tiny.yaml",
+    **order_trial.ROWS,
 }
 
 
@@ -56,8 +64,8 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
     """Train one row, score it, and write `output`/`row`/`seed`/result.json.
 
     Args:
-        row: a backbone, `paper_tables.EXT`, one of `paper_tables.GRCN` or the name of a config in
-            Ablations/.
+        row: one of `STARTS`, `paper_tables.EXT`, one of `paper_tables.GRCN` or of
+            `order_trial.ROWS`, or the name of a config in Ablations/.
         seed: of weights, data order and sampling.
         output: folder of the study; rows need the backbone that was trained there.
         opts: config changes, key and value in turn.
@@ -65,7 +73,8 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
     folder = output / row / str(seed)
     cfg = scale_schedule(study_config(row, seed, output, opts))
     test_sets = cfg.DATASETS.TEST
-    cfg.DATASETS.TEST = ()  # scored below, each row in its own way
+    if not cfg.TEST.EVAL_PERIOD:
+        cfg.DATASETS.TEST = ()  # scored below, each row in its own way
     cfg.freeze()
     start_logging(str(folder))
     if cfg.MODEL.DEVICE == "cpu":
@@ -73,7 +82,7 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
     default_setup(cfg, argparse.Namespace(config_file=""))
     start = time.perf_counter()
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
+    trainer.resume_or_load(resume=True)  # a run that was stopped, or is to be longer, goes on
     trainer.train()
     seconds = time.perf_counter() - start
 
@@ -83,7 +92,7 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
     scores = evaluate(cfg, trainer.model, EXT_MODES if row == EXT else None)
     saved = BACKBONE_METRICS if row in BACKBONES else dict.fromkeys((*METRICS, *GRCN_METRICS))
     scores = {mode: {m: values[m] for m in saved} for mode, values in scores.items()}
-    if row in (BACKBONE, C5_BACKBONE):
+    if row in STARTS:
         weights = trainer.model.state_dict()
         kept = {name: value for name, value in weights.items() if not name.startswith("roi_heads.")}
         torch.save({"model": kept}, output / f"{row}.pth")
@@ -95,14 +104,19 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
         "train_seconds": round(seconds, 1),
         "environment": description(cfg),
     }
+    if cfg.TEST.EVAL_PERIOD:
+        metrics = folder / "metrics.json"
+        result["curve"] = read_curve(metrics, cfg.TEST.EVAL_PERIOD, trainer.max_iter)
     # Last, and at once: its presence says that the run is complete.
     write_json(folder / RESULT_FILE, result)
 
 
 def backbone_of(row: str) -> str | None:
     """The run whose weights a row starts from; None: it starts from nothing."""
-    if row in BACKBONES:
+    if row in (*STARTS, *BACKBONES):
         return None
+    if row in order_trial.ROWS:
+        return ORDER_BACKBONE
     return C5_BACKBONE if row in GRCN else BACKBONE
 
 
@@ -112,26 +126,67 @@ def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) ->
     cfg = model_zoo.read_config(
         model_zoo.get_config_file(_CONFIGS.get(row, f"Ablations/{row}.yaml"))
     )
-    overlays = [
-        "Overlay-Shapes-Backbones.yaml" if row in BACKBONES else "Overlay-Shapes-Study.yaml"
-    ]
-    if row in (C5_BACKBONE, *GRCN):
-        overlays.append("Overlay-Shapes-Study-C5.yaml")
-    for overlay in overlays:
+    for overlay in _overlays(row):
         model_zoo.merge_config(cfg, model_zoo.get_config_file(overlay))
     if row == C5_BACKBONE:
         cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
     merge_opts(cfg, opts)
+    if row == order_trial.DOUBLED:
+        double_box_losses(cfg)
     fall_back_to_cpu(cfg)
     cfg.SEED = seed
     cfg.OUTPUT_DIR = str(output / row / str(seed))
-    if row in (BACKBONE, C5_BACKBONE):
+    if row in (BACKBONE, C5_BACKBONE):  # ORDER_BACKBONE is that already
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
         cfg.MODEL.RESNETS.NORM = "BN"
         cfg.SOLVER.MAX_ITER *= BACKBONE_SCHEDULE if row == BACKBONE else C5_BACKBONE_SCHEDULE
     elif backbone := backbone_of(row):
         cfg.MODEL.WEIGHTS = str(output / f"{backbone}.pth")
     return cfg
+
+
+def _overlays(row: str) -> list[str]:
+    """Files in configs/ that bring a row to the study's size."""
+    if row == ORDER_BACKBONE:
+        return []  # it has that size
+    overlays = [
+        "Overlay-Shapes-Backbones.yaml" if row in BACKBONES else "Overlay-Shapes-Study.yaml"
+    ]
+    if row in (C5_BACKBONE, *GRCN):
+        overlays.append("Overlay-Shapes-Study-C5.yaml")
+    if row in order_trial.ROWS:
+        overlays.append("Overlay-Shapes-Order.yaml")
+    return overlays
+
+
+def double_box_losses(cfg: CfgNode) -> None:
+    """Let both losses of a stock box head weigh twice as much, as ω = 2 does to a double one's.
+
+    detectron2 has no weight for `loss_cls`. For SGD it is the same to halve all other losses and
+    the weight decay and to double the learning rate: lr (2a + b + d w) = 2 lr (a + b/2 + d/2 w).
+    """
+    cfg.MODEL.RPN.LOSS_WEIGHT /= 2  # of both of its losses
+    cfg.SOLVER.WEIGHT_DECAY /= 2
+    cfg.SOLVER.WEIGHT_DECAY_NORM /= 2
+    cfg.SOLVER.BASE_LR *= 2
+
+
+def read_curve(metrics: Path, period: int, end: int) -> list[tuple[int, float]]:
+    """AP in percent by iterations done, from detectron2's log of a training.
+
+    Args:
+        metrics: metrics.json. An evaluation in the midst of a training stands under the number of
+            the iteration just done, from 0, the last one under the number of iterations.
+        period: TEST.EVAL_PERIOD.
+        end: number of iterations.
+    """
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    found = {
+        min(-(-line["iteration"] // period) * period, end): line["bbox/AP"]
+        for line in lines
+        if "bbox/AP" in line
+    }
+    return sorted(found.items())
 
 
 def evaluate(

@@ -1,11 +1,12 @@
-"""The papers' tables on the built-in shapes: 1 and 3, TSD's, DetNet's and G-RCN's rows.
+"""The papers' tables on the built-in shapes: 1 and 3, TSD's, DetNet's and G-RCN's rows, the order.
 
 At a size that a CPU can train. Trains every row once per seed (of Table 3 one Double-Head-Ext), all
 but DetNet's from one ResNet, FPN and RPN that are trained first (in place of ImageNet's weights);
 the ResNet then stays frozen. Rows without FPN start from a ResNet of their own, frozen up to Conv4.
-DetNet and the ResNet beside it are trained from nothing. The data is shapes_hard, of rows without
-FPN shapes. Scores the Ext model with every fusion in one pass, and writes results.json and
-tables.md. Finished runs are kept: it can be stopped and started again.
+DetNet and the ResNet beside it are trained from nothing. Rows named whole_ start from the demo's
+backbone and train it, too. The data is shapes_hard, of rows without FPN shapes. Scores the Ext
+model with every fusion in one pass, and writes results.json and tables.md. Finished runs are kept:
+it can be stopped and started again.
 """
 
 import argparse
@@ -18,11 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from doublehead_d2.analysis import paper_tables
+from doublehead_d2.analysis import order_trial, paper_tables
 from doublehead_d2.analysis.study import (
-    BACKBONE,
-    C5_BACKBONE,
     RESULT_FILE,
+    STARTS,
     backbone_of,
     run,
     study_config,
@@ -43,6 +43,7 @@ ROWS = list(
             *paper_tables.TSD,
             *paper_tables.BACKBONES,
             *paper_tables.GRCN,
+            *order_trial.ROWS,
         ]
     )
 )
@@ -73,11 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_config(study_config(first, 0, output, args.opts))
         _keep_settings(output, args.opts)
         # Rows without FPN are of the easier shapes.
-        for hard in sorted({first != C5_BACKBONE for first in firsts}):
-            prefix = "shapes_hard" if hard else "shapes"
+        configs = [study_config(row, 0, output, args.opts) for row in (*firsts, *args.rows)]
+        for train, val in sorted({(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) for cfg in configs}):
             try:
-                check_datasets((f"{prefix}_train", f"{prefix}_val"))
+                check_datasets((train, val))
             except FileNotFoundError:
+                hard = train.startswith("shapes_hard")
                 write_shapes(shapes_root(hard), hard=hard)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
@@ -117,21 +119,28 @@ def format_tables(content: Mapping[str, Any]) -> str:
     tsd: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.TSD}
     backbones: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.BACKBONES}
     grcn: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.GRCN}
+    order: dict[str, dict[int, dict[str, float]]] = {row: {} for row in order_trial.ROWS}
+    curves: dict[str, dict[int, list[tuple[int, float]]]] = {row: {} for row in order_trial.ROWS}
     facts: dict[str, list[str]] = {"options": [" ".join(content["opts"]) or "none"]}
     for result in content["runs"]:
         for mode, scores in result["scores"].items():
             if result["row"] == paper_tables.EXT:
                 ext[mode][result["seed"]] = scores
-            for table in (table_1, tsd, backbones, grcn):
+            for table in (table_1, tsd, backbones, grcn, order):
                 if result["row"] in table:
                     table[result["row"]][result["seed"]] = scores
-        is_backbone = result["row"] in (BACKBONE, C5_BACKBONE)
+        if result["row"] in curves:
+            curves[result["row"]][result["seed"]] = result["curve"]
+        is_backbone = result["row"] in STARTS
         name = "iterations of the backbone" if is_backbone else "iterations of a row"
         for key, value in {**result["environment"], name: str(result["iterations"])}.items():
             facts.setdefault(key, []).append(value)
     # Where runs differ, all that they were made with
     lines = [f"- {key}: {'; '.join(dict.fromkeys(found))}\n" for key, found in facts.items()]
-    return paper_tables.report(table_1, ext, tsd, backbones, grcn) + "\n" + "".join(lines)
+    text = paper_tables.report(table_1, ext, tsd, backbones, grcn)
+    if any(order.values()):
+        text += "\n".join(order_trial.order_report(order, curves))
+    return text + "\n" + "".join(lines)
 
 
 def _keep_settings(output: Path, opts: Sequence[str]) -> None:

@@ -1,0 +1,144 @@
+"""The trial of the paper's order: its rows, the rule of when a row has settled, its sentences."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
+
+from doublehead_d2 import model_zoo
+from doublehead_d2.analysis import order_trial
+from doublehead_d2.analysis.study import (
+    ORDER_BACKBONE,
+    backbone_of,
+    double_box_losses,
+    read_curve,
+    study_config,
+)
+from doublehead_d2.config import check_config
+from doublehead_d2.tools import reproduce_tables
+
+
+def test_settled_by_hand() -> None:
+    """The last three evaluations within 0.3 AP, whatever came before."""
+    rising = [(1, 10.0), (2, 40.0), (3, 40.2)]
+    assert not order_trial.settled(rising)
+    assert order_trial.settled([*rising, (4, 40.3)])  # 40.0 to 40.3
+    assert not order_trial.settled([*rising, (4, 40.31)])
+    assert not order_trial.settled([*rising, (4, 39.89)])  # falls: 39.89 to 40.2
+    assert not order_trial.settled([(1, 40.0), (2, 40.0)]) and not order_trial.settled([])
+
+
+def test_curves_are_read_by_iterations_done(tmp_path: Path) -> None:
+    """Of a training to 300, later to 500; what was its end is another place on the way."""
+    lines = [{"iteration": 19, "total_loss": 1.0}, {"iteration": 199, "bbox/AP": 3.0}]
+    lines += [{"iteration": 300, "bbox/AP": 4.0}, {"iteration": 399, "bbox/AP": 5.0}]
+    lines += [{"iteration": 500, "bbox/AP": 6.0}]
+    path = tmp_path / "metrics.json"
+    path.write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    assert read_curve(path, 200, 500) == [(200, 3.0), (400, 5.0), (500, 6.0)]
+    assert read_curve(path, 100, 500) == [(200, 3.0), (300, 4.0), (400, 5.0), (500, 6.0)]
+
+
+def test_curves_by_hand() -> None:
+    curves = {
+        "a": {1: [(100, 10.0), (200, 20.0), (300, 20.1)], 2: [(100, 14.0), (200, 20.0)]},
+        "b": {},
+    }
+    assert order_trial.curve_table(curves).splitlines() == [
+        "| row | 100 | 200 | 300 | settled |",
+        "|---|---|---|---|---|",
+        "| a | 12.0 | 20.0 | 20.1 | 0 of 2 |",
+        "| b | – | – | – | 0 of 0 |",
+    ]
+
+
+def test_report_by_hand() -> None:
+    scores: dict = {row: {} for row in order_trial.ROWS}
+    text = "\n".join(order_trial.order_report(scores, {}))
+    assert "| whole_double_fc | – | – | – | none yet | 38.1 |" in text
+    assert "not yet known: no result for whole_single_fc" in text
+    for place, row in enumerate(order_trial.ROWS):
+        scores[row] = {1: {"AP": 40.0 + place, "AP50": 60.0, "AP75": 45.0}}
+    text = "\n".join(order_trial.order_report(scores, {"whole_single_fc": {1: [(9, 40.0)]}}))
+    assert "- Order: whole_double_head_ext first: yes (+1.00 AP to whole_double_head," in text
+    assert "An fc-head is better than a conv-head: no (-2.00 AP of whole_single_fc to" in text
+    assert "| whole_single_fc_doubled | 41.00 | 60.00 | 45.00 | 1 | – |" in text
+    assert "| whole_single_fc | 40.0 | 0 of 1 |" in text
+
+
+def test_rows_and_claims_are_known() -> None:
+    assert {*order_trial.PAPER, order_trial.DOUBLED} == {*order_trial.ROWS}
+    assert {row for pair in order_trial.CLAIMS.values() for row in pair} <= {*order_trial.ROWS}
+    assert {*order_trial.ROWS} <= {*reproduce_tables.ROWS}
+
+
+@pytest.mark.parametrize("row", order_trial.ROWS)
+def test_rows_differ_in_their_heads_alone(row: str, tmp_path: Path) -> None:
+    cfg, first = (study_config(name, 1, tmp_path) for name in (row, "whole_single_fc"))
+    check_config(cfg)
+    own = model_zoo.get_config(order_trial.ROWS[row]).MODEL
+    for branch in ("CLS_HEAD", "REG_HEAD", "SCORE_FUSION", "BOX_SOURCE"):
+        assert cfg.MODEL.ROI_DOUBLE_HEAD[branch] == own.ROI_DOUBLE_HEAD[branch]
+    assert cfg.MODEL.ROI_HEADS.NAME == own.ROI_HEADS.NAME
+    assert cfg.MODEL.ROI_BOX_HEAD.NAME == own.ROI_BOX_HEAD.NAME
+    assert backbone_of(row) == ORDER_BACKBONE
+    assert str(tmp_path / "backbone_demo.pth") == cfg.MODEL.WEIGHTS
+    assert cfg.MODEL.BACKBONE == first.MODEL.BACKBONE and cfg.MODEL.BACKBONE.FREEZE_AT == 2
+    assert cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD == first.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD
+    assert (cfg.INPUT, cfg.DATASETS, cfg.TEST) == (first.INPUT, first.DATASETS, first.TEST)
+    if row != order_trial.DOUBLED:
+        assert (cfg.SOLVER, cfg.MODEL.RPN) == (first.SOLVER, first.MODEL.RPN)
+    # As the rule says: steps at a third and three quarters, an evaluation every twelfth.
+    end = cfg.SOLVER.MAX_ITER
+    assert [12 * step / end for step in cfg.SOLVER.STEPS] == [4, 9]
+    assert end == 12 * cfg.TEST.EVAL_PERIOD
+
+
+def test_the_start_is_the_demo_as_it_stands(tmp_path: Path) -> None:
+    cfg = study_config(ORDER_BACKBONE, 0, tmp_path)
+    assert backbone_of(ORDER_BACKBONE) is None
+    assert (cfg.DATASETS.TRAIN, cfg.SOLVER.MAX_ITER, cfg.MODEL.WEIGHTS) == (
+        ("shapes_train",),
+        1100,
+        "",
+    )
+
+
+def test_heads_have_the_papers_proportion(tmp_path: Path) -> None:
+    """Section 4.1: 3 residual blocks of 1.06 M, 2 non-local ones of 2 M, an fc-head of 13.25 M."""
+    cfg = study_config("whole_double_head", 1, tmp_path)
+    pooled = ShapeSpec(channels=cfg.MODEL.FPN.OUT_CHANNELS, height=7, width=7)
+    names = (cfg.MODEL.ROI_DOUBLE_HEAD.REG_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NAME)
+    conv, fc = (
+        sum(x.numel() for x in ROI_BOX_HEAD_REGISTRY.get(name)(cfg, pooled).parameters())
+        for name in names
+    )
+    assert (conv, fc) == (120_256, 217_344)
+    assert conv / fc == pytest.approx((3 * 1.06 + 2 * 2) / 13.25, abs=0.02)
+
+
+def test_doubled_losses_are_those_of_sgd(tmp_path: Path) -> None:
+    """A step of SGD on 2a + b, and one on what the config makes of it, end at the same weight."""
+    cfg, stock = (
+        study_config(row, 1, tmp_path) for row in (order_trial.DOUBLED, "whole_single_fc")
+    )
+    doubled = stock.clone()
+    double_box_losses(doubled)
+    assert (doubled.SOLVER, doubled.MODEL.RPN) == (cfg.SOLVER, cfg.MODEL.RPN)
+    ends = []
+    for config, box_weight in ((stock, 2.0), (cfg, 1.0)):
+        weight = torch.tensor([1.5], dtype=torch.float64, requires_grad=True)
+        solver = config.SOLVER
+        optimizer = torch.optim.SGD(
+            [weight], solver.BASE_LR, solver.MOMENTUM, weight_decay=1000 * solver.WEIGHT_DECAY
+        )
+        for _ in range(3):
+            optimizer.zero_grad()
+            rpn = config.MODEL.RPN.LOSS_WEIGHT * (weight - 3).square().sum()
+            (box_weight * (weight + 1).pow(4).sum() / 50 + rpn).backward()
+            optimizer.step()
+        ends.append(weight.detach())
+    torch.testing.assert_close(*ends)
