@@ -300,7 +300,7 @@ def test_the_own_position_of_a_tile_is_framed() -> None:
     for frame in plot.patches:
         column, row = np.array(frame.get_center()).astype(int)
         assert values[row, column] == 1
-    assert "fc-head: weights" in plot.get_title()
+    assert "fc-head\nfirst weights" in plot.get_title()
 
 
 def test_maps_are_named() -> None:
@@ -311,9 +311,9 @@ def test_maps_are_named() -> None:
     third |= {"model": "C4", "kind": "other", "of": "output"}
     content["maps"] = [first, second, third]
     assert [x.get_title().splitlines() for x in draw_spatial(content).axes[:3]] == [
-        ["Ext", "classification head: output map", "mean of different positions –"],
-        ["Ext", "regression head: weights of its first layer", "mean of different positions 0.00"],
-        ["C4", "head: output map", "mean of different positions 0.00"],
+        ["Ext, classification head", "output map, mean –"],
+        ["Ext, regression head", "first weights, mean 0.00"],
+        ["C4, head", "output map, mean 0.00"],
     ]
 
 

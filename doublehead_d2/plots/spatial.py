@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from doublehead_d2.plots.style import COLUMN, KIND_NAMES, MODE_NAMES, PAGE, PRINT, plt, save
 
-MAPS = {"output": "output map", "weights": "weights of its first layer"}
+MAPS = {"output": "output map", "weights": "first weights"}
 MOST_COLUMNS = 3
 
 
@@ -35,6 +35,8 @@ def plot_spatial(content: Mapping[str, Any], stem: str) -> list[str]:
 def draw_spatial(content: Mapping[str, Any]) -> Figure:
     """A panel a map: a tile for each position, in it the cosine with every position.
 
+    Its title has the mean over pairs of different positions.
+
     All panels have the same colours, from -1 to 1, whatever is in them, so that figures can be
     compared: what is not alike is white.
 
@@ -49,13 +51,13 @@ def draw_spatial(content: Mapping[str, Any]) -> Figure:
     width = COLUMN if columns == 1 else PAGE
     side = (width - 1.0) / columns
     figure, plots = plt.subplots(
-        rows, columns, figsize=(width, rows * (side + 0.75)), squeeze=False, layout="compressed"
+        rows, columns, figsize=(width, rows * (side + 0.6)), squeeze=False, layout="compressed"
     )
     for plot in plots.flat[len(maps) :]:
         plot.set_axis_off()
     for plot, entry in zip(plots.flat, maps, strict=False):
         image = _draw(plot, np.array(entry["correlation"], float), entry["side"])
-        plot.set_title(f"{_name(entry, maps)}\nmean of different positions {_mean(entry)}")
+        plot.set_title(f"{_name(entry, maps)}, mean {_mean(entry)}")
     figure.colorbar(image, ax=plots, label="cosine of two positions", aspect=25)
     return figure
 
@@ -98,7 +100,7 @@ def _name(entry: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str:
     alike = {x["head"] for x in maps if (x["model"], x["kind"]) == (entry["model"], entry["kind"])}
     role = "reg_head" if entry["head"] == "reg_head" else "cls_head"
     head = MODE_NAMES[role] if len(alike) > 1 else KIND_NAMES.get(entry["kind"], "head")
-    return f"{entry['model']}\n{head}: {MAPS[entry['of']]}"
+    return f"{entry['model']}, {head}\n{MAPS[entry['of']]}"
 
 
 def _mean(entry: Mapping[str, Any]) -> str:
