@@ -18,6 +18,7 @@ ROWS = {
     "whole_single_fc_doubled": "Ablations/single_fc_w1.yaml",
     "whole_single_conv": "Ablations/single_conv_w1.yaml",
     "whole_double_fc": "Ablations/double_fc_tuned.yaml",
+    "whole_double_conv": "Ablations/double_conv_tuned.yaml",
     "whole_double_head": "Ablations/double_head_tuned.yaml",
     "whole_double_head_ext": "COCO-Detection/double_head_ext_rcnn_R_50_FPN_paper_1x.yaml",
 }
@@ -26,6 +27,7 @@ PAPER = {
     "whole_single_fc": 36.8,
     "whole_single_conv": 35.9,
     "whole_double_fc": 38.1,
+    "whole_double_conv": 34.3,
     "whole_double_head": 39.5,
     "whole_double_head_ext": 40.3,
 }
@@ -37,6 +39,7 @@ CLAIMS = {
     "Doubled loss weights alone help": (DOUBLED, "whole_single_fc"),
     "Two fc-heads are better than one": ("whole_double_fc", "whole_single_fc"),
     "Two fc-heads are better than one of doubled weights": ("whole_double_fc", DOUBLED),
+    "Two conv-heads are worse than one": ("whole_single_conv", "whole_double_conv"),
     "A conv-head localises better than an fc-head": ("whole_double_head", "whole_double_fc"),
     "Unfocused tasks and fusion help": ("whole_double_head_ext", "whole_double_head"),
 }
