@@ -1,7 +1,7 @@
 """The figures of the Double-Head paper's argument, of your models on your data.
 
-    python -m doublehead_d2.tools.reproduce_figures --dataset shapes_val \
-        --model Single-FC output/single_fc/config.yaml \
+    python -m doublehead_d2.tools.reproduce_figures --dataset shapes_val \\
+        --model Single-FC output/single_fc/config.yaml \\
         --model Single-Conv output/single_conv/config.yaml weights.pth
 
 Why does a fully connected head classify and a convolutional head localise? windows: scores and
