@@ -3,6 +3,8 @@
 Source: Double-Head R-CNN (https://arxiv.org/abs/1904.06493), Section 5.2; issue 22.
 """
 
+import contextlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,4 +60,6 @@ def _score(cfg: CfgNode, folder: Path) -> dict[str, float]:
     cfg.OUTPUT_DIR = str(folder)
     model: Any = load(cfg)
     modes, _ = all_modes(model.roi_heads)
-    return {mode: x[METRIC] for mode, x in evaluate(cfg, model, modes).items()}
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own tables
+        scores = evaluate(cfg, model, modes)
+    return {mode: x[METRIC] for mode, x in scores.items()}
