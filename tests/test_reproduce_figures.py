@@ -164,12 +164,28 @@ def test_numbers_of_other_settings_are_not_mixed(
     capsys.readouterr()
     assert reproduce_figures.main([*words, "--seed", "1"]) == 1
     error = capsys.readouterr().err
-    assert "holds numbers of another config, weights or request; allowed: another --output" in error
+    assert "holds numbers of another config, weights, request or baseline; allowed" in error
+    # Groups of classes follow from the baseline.
+    assert reproduce_figures.main([*words, "--baseline", "Single-FC"]) == 1
+    assert "or baseline; allowed: another --output" in capsys.readouterr().err
     # Fewer images are no other request, and are not taken for all.
     assert reproduce_figures.main([*words, "--num-images", "3"]) == 0
     assert read(place, "windows")["images"] == 3
     assert reproduce_figures.main(words) == 0
     assert read(place, "windows")["images"] == 4
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_classes_of_data_in_vocs_layout_are_told_apart(place: Place) -> None:
+    """Pascal VOC's evaluator gives no AP by class, COCO's does."""
+    _, data = place.voc()
+    config = write_model(place.folder / "ext", data)
+    output = place.folder / "figures"
+    words = ["--model", "Ext", config, "--figures", "windows", "--output", str(output)]
+    assert reproduce_figures.main([*words, "--proposals-per-object", str(COUNT)]) == 0
+    aps = json.loads((output / "difficulty.json").read_text())["AP"]
+    assert len({x for x in aps if x is not None}) > 1
+    assert read(place, "windows")["objects"] > 0
 
 
 @pytest.mark.parametrize(

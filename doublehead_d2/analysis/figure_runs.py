@@ -27,6 +27,7 @@ from doublehead_d2.checkpoint import DoubleHeadCheckpointer
 from doublehead_d2.data.naming_mapper import NamingMapper
 from doublehead_d2.data.resize import build_mapper
 from doublehead_d2.engine.trainer import Trainer
+from doublehead_d2.evaluation import build_coco_evaluator
 from doublehead_d2.files import write_json
 
 BLOCK = 8  # images: what a run that is stopped loses at most, in each process
@@ -40,6 +41,8 @@ class Pass(NamedTuple):
     folder: Path  # of its blocks
     request: Request
     num_images: int  # the first ones; 0: all
+    # The model that says which classes are hard; None where no number depends on it
+    baseline: CfgNode | None = None
 
     @property
     def blocks(self) -> dict[Path, range]:
@@ -57,15 +60,15 @@ def prepare(one: Pass) -> None:
         ValueError: it holds numbers of other settings.
     """
     settings = {
-        "config": one.cfg.dump(),
-        "weights": stamp(one.cfg.MODEL.WEIGHTS),
+        **_identity(one.cfg),
         "request": json.loads(json.dumps(one.request._asdict())),
+        "baseline": None if one.baseline is None else _identity(one.baseline),
     }
     path = one.folder / SETTINGS_FILE
     if path.exists() and json.loads(path.read_text()) != settings:
         raise ValueError(
-            f"{one.folder} holds numbers of another config, weights or request; allowed: another "
-            "--output, or without this folder"
+            f"{one.folder} holds numbers of another config, weights, request or baseline; allowed: "
+            "another --output, or without this folder"
         )
     one.folder.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
@@ -168,6 +171,11 @@ def stamp(path: str) -> list[Any]:
     return [path, found.st_size, found.st_mtime_ns]
 
 
+def _identity(cfg: CfgNode) -> dict[str, Any]:
+    """What tells a model from another."""
+    return {"config": cfg.dump(), "weights": stamp(cfg.MODEL.WEIGHTS)}
+
+
 def mapper_of(cfg: CfgNode) -> Mapper:
     """What makes the network's input of a record, as in evaluation."""
     mapper = NamingMapper(build_mapper(cfg, is_train=False))
@@ -190,7 +198,7 @@ def difficulties_by(cfg: CfgNode, folder: Path) -> list[int]:
     (dataset,) = cfg.DATASETS.TEST
     names = MetadataCatalog.get(dataset).thing_classes
     path = folder / DIFFICULTY_FILE
-    key = {"weights": stamp(cfg.MODEL.WEIGHTS), "config": cfg.dump()}
+    key = _identity(cfg)
     if path.exists():
         kept = json.loads(path.read_text())
         if kept["baseline"] == key:
@@ -198,8 +206,10 @@ def difficulties_by(cfg: CfgNode, folder: Path) -> list[int]:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(folder / "baseline")
+    # COCO's, whatever the data set's own is: Pascal VOC's gives no AP by class.
+    evaluator = build_coco_evaluator(dataset, cfg.OUTPUT_DIR)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own tables
-        results = Trainer.test(cfg, load(cfg))["bbox"]
+        results = Trainer.test(cfg, load(cfg), [evaluator])["bbox"]
     found = [results.get(f"AP-{name}", results["AP"]) for name in names]
     aps = [None if x != x else x for x in found]
     write_json(path, {"AP": aps, "classes": list(names), "baseline": key})

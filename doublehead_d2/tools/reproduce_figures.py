@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.part:
             return _run_part(args, models)
         os.makedirs(args.output, exist_ok=True)
-        for one in (one for model in models for one in _passes(args, model).values()):
+        for one in (one for model in models for one in _passes(args, model, models).values()):
             prepare(one)
         written = _draw_passes(args, models, words)
         if "lambda_grid" in args.figures:
@@ -172,14 +172,16 @@ def _models(args: argparse.Namespace) -> list[Model]:
     return models
 
 
-def _passes(args: argparse.Namespace, model: Model) -> dict[str, Pass]:
+def _passes(args: argparse.Namespace, model: Model, models: Sequence[Model]) -> dict[str, Pass]:
     """What has to be counted for the figures that are asked for, by kind."""
     folder = Path(args.output) / "passes" / _as_folder(model.name)
     asked = {*args.figures}
     passes = {}
     if asked & {"windows", "correlations"}:
         request = Request(("windows", "correlations"), args.proposals_per_object, args.seed)
-        passes["windows"] = Pass(model.cfg, folder / "windows", request, args.num_images)
+        passes["windows"] = Pass(
+            model.cfg, folder / "windows", request, args.num_images, _baseline(args, models)
+        )
     if "spatial" in asked:
         passes["spatial"] = Pass(
             model.cfg, folder / "spatial", Request(("spatial",)), args.num_images
@@ -194,9 +196,9 @@ def _run_passes(
     tallies: dict[str, dict[str, Tally]] = {}
     difficulties: list[int] = []
     for model in models:
-        for kind, one in _passes(args, model).items():
+        for kind, one in _passes(args, model, models).items():
             if kind == "windows" and not difficulties:
-                difficulties = _difficulties(args, models)
+                difficulties = difficulties_by(_baseline(args, models), Path(args.output))
             if args.jobs == 1:
                 run_blocks(one, difficulties)
             else:
@@ -206,17 +208,16 @@ def _run_passes(
     return tallies
 
 
-def _difficulties(args: argparse.Namespace, models: Sequence[Model]) -> list[int]:
-    baseline = next(x for x in models if args.baseline in (None, x.name))
-    return difficulties_by(baseline.cfg, Path(args.output))
+def _baseline(args: argparse.Namespace, models: Sequence[Model]) -> CfgNode:
+    return next(x.cfg for x in models if args.baseline in (None, x.name))
 
 
 def _run_part(args: argparse.Namespace, models: Sequence[Model]) -> int:
     """One of the processes that share a pass."""
     kind, name, part = args.part
     model = next(x for x in models if x.name == name)
-    one = _passes(args, model)[kind]
-    difficulties = _difficulties(args, models) if kind == "windows" else []
+    one = _passes(args, model, models)[kind]
+    difficulties = [] if one.baseline is None else difficulties_by(one.baseline, Path(args.output))
     if one.cfg.MODEL.DEVICE != "cpu":
         one.cfg.defrost()
         one.cfg.MODEL.DEVICE = device_of(int(part))

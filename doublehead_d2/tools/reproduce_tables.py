@@ -4,9 +4,9 @@ At a size that a CPU can train. Trains every row once per seed (of Table 3 one D
 but DetNet's from one ResNet, FPN and RPN that are trained first (in place of ImageNet's weights);
 the ResNet then stays frozen. Rows without FPN start from a ResNet of their own, frozen up to Conv4.
 DetNet and the ResNet beside it are trained from nothing. Rows named whole_ start from the demo's
-backbone and train it, too. The data is shapes_hard, of rows without FPN shapes. Scores the Ext
-model with every fusion in one pass, and writes results.json and tables.md. Finished runs are kept:
-it can be stopped and started again.
+backbone and train it, too. The data is shapes_hard, of these and of rows without FPN shapes. Scores
+the Ext model with every fusion in one pass, and writes results.json and tables.md. Finished runs
+are kept: it can be stopped and started again.
 """
 
 import argparse
@@ -73,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for first in firsts:
             check_config(study_config(first, 0, output, args.opts))
         _keep_settings(output, args.opts)
-        # Rows without FPN are of the easier shapes.
         configs = [study_config(row, 0, output, args.opts) for row in (*firsts, *args.rows)]
         for train, val in sorted({(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) for cfg in configs}):
             try:
