@@ -90,7 +90,7 @@ def test_classes_have_the_outlines_they_are_named_after() -> None:
 
 def test_files_of_both_layouts(tmp_path: Path) -> None:
     root = tmp_path / "hard"
-    assert write_shapes(root, num_train=5, num_val=4, hard=True)
+    assert write_shapes(root, num_train=5, num_val=4, kind="shapes_hard")
     coco = COCO(str(root / "coco" / "annotations" / "instances_val.json"))
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(HARD_SHAPES_CLASSES)
     for image in coco.imgs.values():
@@ -100,7 +100,7 @@ def test_files_of_both_layouts(tmp_path: Path) -> None:
         names = [coco.cats[a["category_id"]]["name"] for a in truth]
         assert [o.findtext("name") for o in objects] == names
         assert {o.findtext("truncated") for o in objects} <= {"0", "1"}
-    assert not write_shapes(root, num_train=5, num_val=4, hard=True)
+    assert not write_shapes(root, num_train=5, num_val=4, kind="shapes_hard")
     with pytest.raises(FileExistsError, match="hard True, but .* was asked for"):
         write_shapes(root, num_train=5, num_val=4)
 
@@ -111,7 +111,7 @@ def test_command_line_and_registration(tmp_path: Path, capsys: pytest.CaptureFix
     assert make_shapes.main(words) == 0
     assert f"Wrote 2 training and 3 validation images to {root}" in capsys.readouterr().out
     assert json.loads((root / "shapes.json").read_text())["hard"] is True
-    register_shapes(str(root), "test_hard_shapes", hard=True)
+    register_shapes(str(root), "test_hard_shapes", "shapes_hard")
     try:
         assert len(DatasetCatalog.get("test_hard_shapes_val")) == 3
         metadata = MetadataCatalog.get("test_hard_shapes_val")

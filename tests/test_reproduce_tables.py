@@ -244,7 +244,7 @@ def test_docs_have_the_tables_of_the_recorded_studies(record: str) -> None:
 
 @pytest.mark.slow
 def test_short_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_shapes(DATASETS / "shapes_hard", num_train=8, num_val=3, hard=True)
+    write_shapes(DATASETS / "shapes_hard", num_train=8, num_val=3, kind="shapes_hard")
     rows = ["single_conv_w1", "double_head_ext"]
     opts = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "4"]
     words = ["--output", str(tmp_path), "--jobs", "2", "--rows", *rows, "--seeds", "1"]

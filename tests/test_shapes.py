@@ -1,6 +1,7 @@
 """The images of the built-in shapes data set and the folder they are written to."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,6 +182,10 @@ def test_voc_boxes_by_hand() -> None:
 # -- writing -----------------------------------------------------------------------------------
 
 
+def _draw_by(monkeypatch: pytest.MonkeyPatch, draw: Callable) -> None:
+    monkeypatch.setitem(layouts.KINDS, "shapes", replace(layouts.KINDS["shapes"], draw=draw))
+
+
 def test_interrupted_writing_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +201,7 @@ def test_interrupted_writing_leaves_nothing(
             raise KeyboardInterrupt
         return draw(rng)
 
-    monkeypatch.setattr(layouts, "EASY", replace(layouts.EASY, draw=draw_some))
+    _draw_by(monkeypatch, draw_some)
     with pytest.raises(KeyboardInterrupt):
         write_shapes(root, **COUNTS)
     assert list(tmp_path.iterdir()) == []
@@ -253,7 +258,7 @@ def test_two_writers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         write_shapes(root, num_train=2, num_val=2)  # the other process, which is faster
         return draw(rng)
 
-    monkeypatch.setattr(layouts, "EASY", replace(layouts.EASY, draw=draw_late))
+    _draw_by(monkeypatch, draw_late)
     assert write_shapes(root, num_train=2, num_val=2) is False
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
@@ -263,6 +268,8 @@ def test_bad_parameters_are_refused(tmp_path: Path) -> None:
         write_shapes(tmp_path / "shapes", num_train=1, num_val=5)
     with pytest.raises(ValueError, match="seed must not be negative, got -1"):
         write_shapes(tmp_path / "shapes", seed=-1)
+    with pytest.raises(ValueError, match="one of shapes, shapes_hard.*, got 'harder'"):
+        write_shapes(tmp_path / "shapes", kind="harder")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from doublehead_d2.data.shapes.builtin import shapes_root
-from doublehead_d2.data.shapes.layouts import EASY, HARD, write_shapes
+from doublehead_d2.data.shapes.layouts import KINDS, write_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--hard",
-        action="store_true",
+        dest="kind",
+        action="store_const",
+        const="shapes_hard",
+        default="shapes",
         help="the harder data of the studies: similar classes, clutter, occlusion, partial objects",
     )
     parser.add_argument("--num-train", type=int, default=2000, metavar="N", help="default 2000")
@@ -31,23 +34,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--num-val",
         type=int,
         metavar="N",
-        help=f"default {EASY.num_val}, with --hard {HARD.num_val}",
+        help=f"default {KINDS['shapes'].num_val}, with --hard {KINDS['shapes_hard'].num_val}",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument(
         "--force", action="store_true", help="replace a shapes data set that is there"
     )
     args = parser.parse_args(argv)
-    output = args.output or shapes_root(args.hard)
+    output = args.output or shapes_root(args.kind)
     if args.num_val is None:
-        args.num_val = (HARD if args.hard else EASY).num_val
+        args.num_val = KINDS[args.kind].num_val
     try:
         written = write_shapes(
             output,
             num_train=args.num_train,
             num_val=args.num_val,
             seed=args.seed,
-            hard=args.hard,
+            kind=args.kind,
             force=args.force,
         )
     except (ValueError, OSError) as error:

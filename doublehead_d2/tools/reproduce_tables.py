@@ -30,6 +30,7 @@ from doublehead_d2.analysis.study import (
 from doublehead_d2.config import check_config
 from doublehead_d2.data import check_datasets, write_shapes
 from doublehead_d2.data.shapes.builtin import shapes_root
+from doublehead_d2.data.shapes.layouts import KINDS
 from doublehead_d2.files import write_json
 from doublehead_d2.tools.options import USER_ERRORS, add_opts
 
@@ -78,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 check_datasets((train, val))
             except FileNotFoundError:
-                hard = train.startswith("shapes_hard")
-                write_shapes(shapes_root(hard), hard=hard)
+                kind = train.removesuffix("_train")
+                if kind not in KINDS:  # data of the user's, by --opts
+                    raise
+                write_shapes(shapes_root(kind), kind=kind)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 1

@@ -11,7 +11,7 @@ import os
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 
-from doublehead_d2.data.shapes.layouts import EASY, HARD, SPLITS, VOC_SPLITS
+from doublehead_d2.data.shapes.layouts import KINDS, SPLITS, VOC_SPLITS
 
 MAKE_SHAPES = "python -m doublehead_d2.tools.make_shapes"
 
@@ -21,22 +21,22 @@ def datasets_root() -> str:
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 
 
-def shapes_root(hard: bool = False) -> str:
-    """The folder of the built-in shapes data set, or of the harder one."""
-    return os.path.join(datasets_root(), "shapes_hard" if hard else "shapes")
+def shapes_root(kind: str = "shapes") -> str:
+    """The folder of a kind of the built-in shapes data, one of `layouts.KINDS`."""
+    return os.path.join(datasets_root(), kind)
 
 
-def register_shapes(root: str, prefix: str = "shapes", hard: bool = False) -> None:
+def register_shapes(root: str, prefix: str = "shapes", kind: str = "shapes") -> None:
     """Register one copy of a shapes data set in both layouts.
 
     Args:
         root: the folder that `write_shapes` made or will make.
         prefix: start of the registered names.
-        hard: whether it is the harder kind.
+        kind: one of `layouts.KINDS`.
     """
-    classes = list((HARD if hard else EASY).classes)
-    command = f"{MAKE_SHAPES} --hard" if hard else MAKE_SHAPES
-    if root != shapes_root(hard):
+    classes = list(KINDS[kind].classes)
+    command = " ".join([MAKE_SHAPES, *(f"--{option}" for option in KINDS[kind].mark)])
+    if root != shapes_root(kind):
         command += f" --output {root}"
     for split in SPLITS:
         name = f"{prefix}_{split}"
@@ -55,5 +55,5 @@ def register_shapes(root: str, prefix: str = "shapes", hard: bool = False) -> No
         MetadataCatalog.get(name).set(evaluator_type="pascal_voc", written_by=command)
 
 
-register_shapes(shapes_root())
-register_shapes(shapes_root(hard=True), "shapes_hard", hard=True)
+for _kind in KINDS:
+    register_shapes(shapes_root(_kind), _kind, _kind)

@@ -11,8 +11,8 @@ import json
 import os
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +33,26 @@ PARAMETERS_FILE = "shapes.json"
 
 @dataclass(frozen=True)
 class ShapesKind:
-    """What the two kinds of shapes data differ in.
+    """What the kinds of shapes data differ in.
 
     Args:
         classes: names in the order of `Shape.category`.
         draw: draws an image, H x W x 3 BGR uint8, and its objects from a random generator.
         num_val: validation images, if no other number is asked for.
+        mark: what the parameters file says of the kind beyond its numbers.
     """
 
     classes: tuple[str, ...]
     draw: Callable[[np.random.Generator], tuple[np.ndarray, tuple[Shape, ...]]]
     num_val: int
+    mark: Mapping[str, bool] = field(default_factory=dict)  # empty before there was a second kind
 
 
-EASY = ShapesKind(SHAPES_CLASSES, draw_image, 400)
-HARD = ShapesKind(HARD_SHAPES_CLASSES, draw_hard_image, 500)
+# By the name of the folder and of the registered data sets
+KINDS = {
+    "shapes": ShapesKind(SHAPES_CLASSES, draw_image, 400),
+    "shapes_hard": ShapesKind(HARD_SHAPES_CLASSES, draw_hard_image, 500, {"hard": True}),
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def write_shapes(
     num_train: int = 2000,
     num_val: int | None = None,
     seed: int = 0,
-    hard: bool = False,
+    kind: str = "shapes",
     force: bool = False,
 ) -> bool:
     """Write the data set into the folder `root`, which appears only when it is complete.
@@ -85,21 +90,23 @@ def write_shapes(
     Args:
         root: folder to make. One that holds the data set with the same parameters is left alone.
         num_train: training images.
-        num_val: validation images (400, of the harder data 500); the test images of the VOC layout.
+        num_val: validation images, by default those of the kind; the test images of the VOC layout.
         seed: an image depends on this, its split and its number, not on how many there are.
-        hard: write the harder data of `hard.py`.
+        kind: one of `KINDS`.
         force: replace a data set that is there. Other folders are never replaced.
 
     Returns:
         True if it was written, False if it was there already.
 
     Raises:
-        ValueError: a count or the seed is too small.
+        ValueError: a count or the seed is too small, or there is no such kind.
         FileExistsError: `root` holds something else, or the data set with other parameters.
     """
-    kind = HARD if hard else EASY
-    num_val = kind.num_val if num_val is None else num_val
-    wanted = _parameters(num_train, num_val, seed, hard)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    chosen = KINDS[kind]
+    num_val = chosen.num_val if num_val is None else num_val
+    wanted = {**_parameters(num_train, num_val, seed), **chosen.mark}
     root = Path(root).expanduser().resolve()  # a link to the data set stays a link
     if _is_there(root, wanted, force):
         return False
@@ -110,7 +117,7 @@ def write_shapes(
         new = Path(work) / "new"  # has the usual permissions, which `work` has not
         new.mkdir()
         for split, count in zip(SPLITS, (num_train, num_val), strict=True):
-            _write_split(new, kind, split, count, seed)
+            _write_split(new, chosen, split, count, seed)
         _write_json(new / PARAMETERS_FILE, wanted)
         if force and root.exists():
             root.rename(Path(work) / "old")
@@ -124,8 +131,8 @@ def write_shapes(
     return True
 
 
-def _parameters(num_train: int, num_val: int, seed: int, hard: bool) -> dict[str, int]:
-    """Content of the parameters file."""
+def _parameters(num_train: int, num_val: int, seed: int) -> dict[str, int]:
+    """Content of the parameters file, but for the mark of the kind."""
     if min(num_train, num_val) < MIN_IMAGES:
         # detectron2 cannot read a VOC list with a single line.
         raise ValueError(
@@ -133,9 +140,7 @@ def _parameters(num_train: int, num_val: int, seed: int, hard: bool) -> dict[str
         )
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}.")
-    parameters = {"format": FORMAT, "num_train": num_train, "num_val": num_val, "seed": seed}
-    # Absent in data that was written before there was a harder kind.
-    return {**parameters, "hard": True} if hard else parameters
+    return {"format": FORMAT, "num_train": num_train, "num_val": num_val, "seed": seed}
 
 
 def _is_there(root: Path, wanted: dict[str, int], force: bool) -> bool:
