@@ -2,11 +2,13 @@
 
 from doublehead_d2.data.check import check_datasets
 from doublehead_d2.data.shapes.builtin import register_shapes
+from doublehead_d2.data.shapes.colors import COLORS_SHAPES_CLASSES
 from doublehead_d2.data.shapes.easy import SHAPES_CLASSES
 from doublehead_d2.data.shapes.hard import HARD_SHAPES_CLASSES
 from doublehead_d2.data.shapes.layouts import write_shapes
 
 __all__ = [
+    "COLORS_SHAPES_CLASSES",
     "HARD_SHAPES_CLASSES",
     "SHAPES_CLASSES",
     "check_datasets",

@@ -19,15 +19,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output",
         metavar="DIR",
         help=f"folder to make (default: $DETECTRON2_DATASETS/shapes, here {shapes_root()}; "
-        "with --hard shapes_hard beside it)",
+        "with --hard or --colors shapes_hard or shapes_colors beside it)",
     )
-    parser.add_argument(
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
         "--hard",
         dest="kind",
         action="store_const",
         const="shapes_hard",
         default="shapes",
         help="the harder data of the studies: similar classes, clutter, occlusion, partial objects",
+    )
+    kinds.add_argument(
+        "--colors",
+        dest="kind",
+        action="store_const",
+        const="shapes_colors",
+        help="the same images with nine classes: a shape and the colour it has most of",
     )
     parser.add_argument("--num-train", type=int, default=2000, metavar="N", help="default 2000")
     parser.add_argument(

@@ -1,9 +1,10 @@
 """Register the built-in shapes data sets with detectron2, in the manner of its own data sets.
 
 Importing this module registers `shapes_{train,val}` (COCO layout, evaluated by COCO's protocol)
-and `shapes_voc_{trainval,test}` (VOC layout, VOC's protocol), and the harder data of the studies
-likewise, `shapes_hard_{train,val}` and `shapes_hard_voc_{trainval,test}`. The files need not
-exist yet; `python -m doublehead_d2.tools.make_shapes [--hard]` writes them.
+and `shapes_voc_{trainval,test}` (VOC layout, VOC's protocol), and likewise the data of the studies,
+`shapes_hard_*`, which is harder, and `shapes_colors_*`, the images of `shapes_*` with more classes.
+The files need not exist yet; `python -m doublehead_d2.tools.make_shapes [--hard | --colors]` writes
+them.
 """
 
 import os

@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from doublehead_d2.data.shapes.colors import COLORS_SHAPES_CLASSES, draw_colors_image
 from doublehead_d2.data.shapes.easy import SHAPES_CLASSES, Shape, draw_image
 from doublehead_d2.data.shapes.hard import HARD_SHAPES_CLASSES, draw_hard_image
 
@@ -52,6 +53,7 @@ class ShapesKind:
 KINDS = {
     "shapes": ShapesKind(SHAPES_CLASSES, draw_image, 400),
     "shapes_hard": ShapesKind(HARD_SHAPES_CLASSES, draw_hard_image, 500, {"hard": True}),
+    "shapes_colors": ShapesKind(COLORS_SHAPES_CLASSES, draw_colors_image, 400, {"colors": True}),
 }
 
 
