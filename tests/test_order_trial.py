@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, build_model
 
 from doublehead_d2 import model_zoo
 from doublehead_d2.analysis import order_trial
@@ -17,7 +17,7 @@ from doublehead_d2.analysis.study import (
     read_curve,
     study_config,
 )
-from doublehead_d2.config import check_config
+from doublehead_d2.config import check_config, merge_opts
 from doublehead_d2.tools import reproduce_tables
 
 
@@ -56,8 +56,9 @@ def test_curves_by_hand() -> None:
 
 
 def test_report_by_hand() -> None:
-    scores: dict = {row: {} for row in order_trial.ROWS}
+    scores: dict = {row: {} for row in order_trial.CONFIGS}
     text = "\n".join(order_trial.order_report(scores, {}))
+    assert "###" not in text  # of the variations
     assert "| whole_double_fc | – | – | – | none yet | 38.1 |" in text
     assert "not yet known: no result for whole_single_fc" in text
     for place, row in enumerate(order_trial.ROWS):
@@ -72,7 +73,68 @@ def test_report_by_hand() -> None:
 def test_rows_and_claims_are_known() -> None:
     assert {*order_trial.PAPER, order_trial.DOUBLED} == {*order_trial.ROWS}
     assert {row for pair in order_trial.CLAIMS.values() for row in pair} <= {*order_trial.ROWS}
-    assert {*order_trial.ROWS} <= {*reproduce_tables.ROWS}
+    assert {*order_trial.CONFIGS} <= {*reproduce_tables.ROWS}
+    assert len(order_trial.CONFIGS) == 7 + 4 + 3 * 7  # GN is for rows with a conv-head
+
+
+def test_variations_by_hand() -> None:
+    """Two seeds of a conv-head with GN against three without; an fc-head it does not touch."""
+
+    def found(**aps: float) -> dict[int, dict[str, float]]:
+        return {int(s[1:]): {"AP": ap, "AP50": 90.0, "AP75": 80.0} for s, ap in aps.items()}
+
+    scores: dict = {row: {} for row in order_trial.CONFIGS}
+    scores["whole_single_fc"] = found(s1=50.0, s2=51.0, s3=52.0)
+    scores["whole_single_conv"] = found(s1=48.0, s2=49.0, s3=70.0)
+    scores["whole_single_conv_gn"] = found(s1=50.5, s2=52.5)  # +2.5, +3.5
+    scores["whole_double_fc"] = found(s1=60.0)
+    scores["whole_double_head_14x14"] = found(s2=40.0)
+    curves = {"whole_single_conv_gn": {1: [(1, 50.2), (2, 50.4), (3, 50.5)], 2: [(3, 52.5)]}}
+    assert order_trial.variation_report(scores, curves) == [
+        "### GN for BN in the conv-head",
+        "`MODEL.ROI_DOUBLE_HEAD.CONV_HEAD.NORM GN`:",
+        "",
+        "| row | AP | AP50 | AP75 | seeds | gain | settled |",
+        "|---|---|---|---|---|---|---|",
+        "| whole_single_conv_gn | 51.50 ± 1.41 | 90.00 ± 0.00 | 80.00 ± 0.00 | 1, 2 | +3.00 AP "
+        "| 1 of 2 |",
+        "",
+        # -0.5 and -1.5; Double-Conv and Double-Head with GN have no result
+        "- An fc-head is better than a conv-head: no (-1.00 AP of whole_single_fc to "
+        "whole_single_conv_gn, standard error 0.50).",
+        "",
+        "### RoIs of 14x14",
+        "`MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 14`:",
+        "",
+        "| row | AP | AP50 | AP75 | seeds | gain | settled |",
+        "|---|---|---|---|---|---|---|",
+        "| whole_double_head_14x14 | 40.00 | 90.00 | 80.00 | 2 | – | 0 of 0 |",
+        "",  # a Double-FC of 7x7 is not what it is held against
+        "",
+    ]
+    assert order_trial.variation_report({row: {} for row in order_trial.CONFIGS}, {}) == []
+
+
+@pytest.mark.parametrize("row", order_trial.VARIED)
+def test_variations_change_one_thing(row: str, tmp_path: Path) -> None:
+    """The config of a varied row is that of its row but for the keys of the variation."""
+    base, name = order_trial.VARIED[row]
+    varied, cfg = study_config(row, 1, tmp_path), study_config(base, 1, tmp_path)
+    check_config(varied)
+    assert varied.OUTPUT_DIR != cfg.OUTPUT_DIR and backbone_of(row) == ORDER_BACKBONE
+    before = cfg.dump()
+    merge_opts(cfg, [*order_trial.VARIATIONS[name].opts.split(), "OUTPUT_DIR", varied.OUTPUT_DIR])
+    assert cfg.dump() == varied.dump() != before
+
+
+def test_gn_is_in_the_conv_head_alone(tmp_path: Path) -> None:
+    for row in order_trial.VARIATIONS["gn"].rows:
+        cfg = study_config(f"{row}_gn", 1, tmp_path)
+        cfg.MODEL.DEVICE = "cpu"
+        model = build_model(cfg)
+        kinds = [type(x).__name__ for x in model.roi_heads.modules() if "Norm" in type(x).__name__]
+        assert kinds and {*kinds} == {"GroupNorm"}
+        assert not any(isinstance(x, torch.nn.GroupNorm) for x in model.backbone.modules())
 
 
 @pytest.mark.parametrize("row", order_trial.ROWS)

@@ -117,7 +117,7 @@ def test_rows_are_the_papers() -> None:
     assert max(paper_tables.TABLE_1.values()) == paper_tables.TABLE_1["double_head_tuned"]
 
 
-@pytest.mark.parametrize("row", [x for x in reproduce_tables.ROWS if x not in order_trial.ROWS])
+@pytest.mark.parametrize("row", [x for x in reproduce_tables.ROWS if x not in order_trial.CONFIGS])
 def test_the_overlay_changes_sizes_and_no_heads(row: str, tmp_path: Path) -> None:
     cfg = study_config(row, 3, tmp_path, ["SOLVER.MAX_ITER", "7"])
     full = model_zoo.get_config(NAMES.get(row, f"Ablations/{row}.yaml"))

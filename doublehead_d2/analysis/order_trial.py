@@ -4,11 +4,12 @@ Table 1 of the Double-Head paper, networks trained as a whole, heads in the pape
 parameters (issue 22). The rule: all rows have one schedule, one start and the same seeds; a row is
 judged by the AP of its last evaluation, and it has settled if its last three evaluations, a twelfth
 of the schedule apart, lie within 0.3 AP. The schedule is a third at the full learning rate, then a
-tenth of it, and a hundredth in the last quarter.
+tenth of it, and a hundredth in the last quarter. Variations of the trial change one thing each.
 """
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from doublehead_d2.analysis.paper_tables import Scores, claim_statement, order_statement, spread
 
@@ -44,10 +45,59 @@ CLAIMS = {
     "Unfocused tasks and fusion help": ("whole_double_head_ext", "whole_double_head"),
 }
 METRICS = ("AP", "AP50", "AP75")
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One thing that the trial could have done otherwise.
+
+    Args:
+        title: what it changes.
+        opts: config keys and values in turn, with spaces between them.
+        rows: the rows that it changes; all others stand as they are.
+    """
+
+    title: str
+    opts: str
+    rows: tuple[str, ...] = tuple(ROWS)
+
+
+_CONV_ROWS = tuple(row for row in ROWS if "conv" in row or "double_head" in row)
+VARIATIONS = {
+    "gn": Variation(
+        "GN for BN in the conv-head", "MODEL.ROI_DOUBLE_HEAD.CONV_HEAD.NORM GN", _CONV_ROWS
+    ),
+    "larger": Variation(
+        "Objects 1.5 times as large",
+        "INPUT.MIN_SIZE_TRAIN (192,) INPUT.MAX_SIZE_TRAIN 192 "
+        "INPUT.MIN_SIZE_TEST 192 INPUT.MAX_SIZE_TEST 192",
+    ),
+    "colors": Variation(
+        "Nine classes",
+        "DATASETS.TRAIN ('shapes_colors_train',) DATASETS.TEST ('shapes_colors_val',) "
+        "MODEL.ROI_HEADS.NUM_CLASSES 9",
+    ),
+    "14x14": Variation("RoIs of 14x14", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 14"),
+}
+# Rows of the variations: the row and the variation that each is made of
+VARIED = {
+    f"{row}_{name}": (row, name) for name, variation in VARIATIONS.items() for row in variation.rows
+}
+CONFIGS = {**ROWS, **{varied: ROWS[row] for varied, (row, _) in VARIED.items()}}
 SETTLED_WITHIN = 0.3  # AP, of the last evaluations
 LAST = 3  # evaluations
 
 Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]  # row, seed: (iteration, AP)
+
+
+def base(row: str) -> str:
+    """The row that a row varies; one of no variation is its own."""
+    return VARIED[row][0] if row in VARIED else row
+
+
+def options(row: str) -> list[str]:
+    """Config keys and values in turn that a row of a variation has otherwise than its base."""
+    return VARIATIONS[VARIED[row][1]].opts.split() if row in VARIED else []
 
 
 def settled(curve: Sequence[tuple[int, float]]) -> bool:
@@ -76,10 +126,11 @@ def curve_table(curves: Curves) -> str:
 
 
 def order_report(scores: Scores, curves: Curves) -> list[str]:
-    """Lines in Markdown: the table, the curves, the order and the paper's claims.
+    """Lines in Markdown: the table, the curves, the order and the paper's claims; the variations.
 
     Args:
-        scores: by row, seed and metric, in percent; rows without a result are shown as missing.
+        scores: by row, of `ROWS` and `VARIED`, seed and metric, in percent; rows without a result
+            are shown as missing, variations without any are left out.
         curves: AP over iterations by row and seed.
     """
     columns = ["row", *METRICS, "seeds", "AP in the paper (COCO)"]
@@ -88,11 +139,53 @@ def order_report(scores: Scores, curves: Curves) -> list[str]:
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),
     ]
-    for row, runs in scores.items():
+    for row in ROWS:
+        runs = scores[row]
         cells = [str(spread([x[m] for x in runs.values()])) if runs else "–" for m in METRICS]
         seeds = ", ".join(map(str, sorted(runs))) or "none yet"
         lines.append(f"| {row} | {' | '.join(cells)} | {seeds} | {PAPER.get(row, '–')} |")
     order = order_statement(scores, list(PAPER), first="whole_double_head_ext")
     lines += ["", f"- Order: {order}."]
     lines += [f"- {claim}: {claim_statement(scores, *pair)}." for claim, pair in CLAIMS.items()]
-    return [*lines, "", curve_table(curves), ""]
+    of_rows = {row: runs for row, runs in curves.items() if row in ROWS}
+    return [*lines, "", curve_table(of_rows), "", *variation_report(scores, curves)]
+
+
+def variation_report(scores: Scores, curves: Curves) -> list[str]:
+    """Lines in Markdown: of every variation with a result a table, and the paper's claims in it.
+
+    Gains are over the row that is not varied, in the mean of the seeds that both have.
+
+    Args:
+        scores: by row, of `ROWS` and `VARIED`, seed and metric, in percent.
+        curves: AP over iterations by row and seed.
+    """
+    lines = []
+    for name, variation in VARIATIONS.items():
+        names = {row: f"{row}_{name}" for row in variation.rows if scores.get(f"{row}_{name}")}
+        if not names:
+            continue
+        lines += [f"### {variation.title}", f"`{variation.opts}`:", ""]
+        lines += [
+            f"| row | {' | '.join(METRICS)} | seeds | gain | settled |",
+            "|" + "---|" * (len(METRICS) + 4),
+        ]
+        for row, varied in names.items():
+            runs = scores[varied]
+            cells = [str(spread([x[m] for x in runs.values()])) for m in METRICS]
+            cells.append(", ".join(map(str, sorted(runs))))
+            both = sorted(set(runs) & set(scores.get(row, {})))
+            gains = [runs[seed]["AP"] - scores[row][seed]["AP"] for seed in both]
+            cells.append(f"{statistics.fmean(gains):+.2f} AP" if gains else "–")
+            found = curves.get(varied, {}).values()
+            cells.append(f"{sum(map(settled, found))} of {len(found)}")
+            lines.append(f"| {varied} | {' | '.join(cells)} |")
+        lines.append("")
+        for claim, pair in CLAIMS.items():
+            # What the variation does not touch stands as it is.
+            untouched = {row: row for row in pair if row not in variation.rows}
+            if names.keys() & {*pair} and {*pair} <= names.keys() | untouched.keys():
+                better, worse = ((untouched | names)[row] for row in pair)
+                lines.append(f"- {claim}: {claim_statement(scores, better, worse)}.")
+        lines.append("")
+    return lines

@@ -56,7 +56,7 @@ _CONFIGS = {
     "faster_rcnn_c5": _C5_CONFIG,
     "grcn": "COCO-Detection/grcn_R_50_C5_1x.yaml",
     ORDER_BACKBONE: "Shapes-Detection/double_head_ext_rcnn_tiny.yaml",
-    **order_trial.ROWS,
+    **order_trial.CONFIGS,
 }
 
 
@@ -65,7 +65,7 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
 
     Args:
         row: one of `STARTS`, `paper_tables.EXT`, one of `paper_tables.GRCN` or of
-            `order_trial.ROWS`, or the name of a config in Ablations/.
+            `order_trial.CONFIGS`, or the name of a config in Ablations/.
         seed: of weights, data order and sampling.
         output: folder of the study; rows need the backbone that was trained there.
         opts: config changes, key and value in turn.
@@ -115,7 +115,7 @@ def backbone_of(row: str) -> str | None:
     """The run whose weights a row starts from; None: it starts from nothing."""
     if row in (*STARTS, *BACKBONES):
         return None
-    if row in order_trial.ROWS:
+    if row in order_trial.CONFIGS:
         return ORDER_BACKBONE
     return C5_BACKBONE if row in GRCN else BACKBONE
 
@@ -130,8 +130,8 @@ def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) ->
         model_zoo.merge_config(cfg, model_zoo.get_config_file(overlay))
     if row == C5_BACKBONE:
         cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
-    merge_opts(cfg, opts)
-    if row == order_trial.DOUBLED:
+    merge_opts(cfg, [*order_trial.options(row), *opts])
+    if order_trial.base(row) == order_trial.DOUBLED:
         double_box_losses(cfg)
     fall_back_to_cpu(cfg)
     cfg.SEED = seed
@@ -154,7 +154,7 @@ def _overlays(row: str) -> list[str]:
     ]
     if row in (C5_BACKBONE, *GRCN):
         overlays.append("Overlay-Shapes-Study-C5.yaml")
-    if row in order_trial.ROWS:
+    if row in order_trial.CONFIGS:
         overlays.append("Overlay-Shapes-Order.yaml")
     return overlays
 

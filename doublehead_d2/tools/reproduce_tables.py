@@ -4,9 +4,10 @@ At a size that a CPU can train. Trains every row once per seed (of Table 3 one D
 but DetNet's from one ResNet, FPN and RPN that are trained first (in place of ImageNet's weights);
 the ResNet then stays frozen. Rows without FPN start from a ResNet of their own, frozen up to Conv4.
 DetNet and the ResNet beside it are trained from nothing. Rows named whole_ start from the demo's
-backbone and train it, too. The data is shapes_hard, of these and of rows without FPN shapes. Scores
-the Ext model with every fusion in one pass, and writes results.json and tables.md. Finished runs
-are kept: it can be stopped and started again.
+backbone and train it, too; those that end in the name of a variation change one thing. The data is
+shapes_hard, of the rows named whole_ and of those without FPN shapes. Scores the Ext model with
+every fusion in one pass, and writes results.json and tables.md. Finished runs are kept: it can be
+stopped and started again.
 """
 
 import argparse
@@ -44,7 +45,7 @@ ROWS = list(
             *paper_tables.TSD,
             *paper_tables.BACKBONES,
             *paper_tables.GRCN,
-            *order_trial.ROWS,
+            *order_trial.CONFIGS,
         ]
     )
 )
@@ -55,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--output", default="output/tables", help="folder (output/tables)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")
-    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, metavar="ROW",
-                        help=f"some of: {' '.join(ROWS)} (all)")  # fmt: skip
+    default = [row for row in ROWS if row not in order_trial.VARIED]
+    parser.add_argument("--rows", nargs="+", default=default, choices=ROWS, metavar="ROW",
+                        help=f"some of: {' '.join(ROWS)} (all but those that vary the trial of the "
+                             f"order, _{' _'.join(order_trial.VARIATIONS)})")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (1)")
     parser.add_argument("--run", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     add_opts(parser)
@@ -121,8 +124,8 @@ def format_tables(content: Mapping[str, Any]) -> str:
     tsd: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.TSD}
     backbones: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.BACKBONES}
     grcn: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.GRCN}
-    order: dict[str, dict[int, dict[str, float]]] = {row: {} for row in order_trial.ROWS}
-    curves: dict[str, dict[int, list[tuple[int, float]]]] = {row: {} for row in order_trial.ROWS}
+    order: dict[str, dict[int, dict[str, float]]] = {row: {} for row in order_trial.CONFIGS}
+    curves: dict[str, dict[int, list[tuple[int, float]]]] = {row: {} for row in order}
     facts: dict[str, list[str]] = {"options": [" ".join(content["opts"]) or "none"]}
     for result in content["runs"]:
         for mode, scores in result["scores"].items():
