@@ -90,6 +90,10 @@ def test_all_figures(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
         ("Single-FC", "fc", "weights"),
     ]
     assert maps["objects"] == objects
+    found = read(place, "summary")
+    assert len(found["runs"]) == 5 and len(found["maps"]) == 5
+    table = (place.folder / "figures" / "summary.md").read_text().splitlines()
+    assert set(printed) >= {*table} and sum(x.startswith("| Ext |") for x in table) == 4 + 3
     (point,) = read(place, "lambda_grid")["points"]
     assert (point["lambda_fc"], point["lambda_conv"], point["model"]) == (0.7, 0.8, "Ext")
     assert {*point["AP"]} == {*MODES}
@@ -126,8 +130,12 @@ def test_a_run_that_was_stopped_goes_on(
     assert len(calls) == 6 + 3  # nothing was left to do
     assert first == {name: read(place, name) for name in first}
 
-    other = [*words, "--output", str(place.folder / "figures2")]
+    figures = str(place.folder / "figures")
+    other = [*words, "--output", f"{figures}2", "--other-trainings", figures]
     assert reproduce_figures.main(other) == 0
+    # The same weights: numbers deviate by nothing.
+    table = (place.folder / "figures2" / "summary.md").read_text()
+    assert table.count(" ± 0.000 ") > 20 and table.count(" ± 0.00 ") == 5
     again = json.loads((place.folder / "figures2" / "windows.json").read_text())
     for content in (again, first["windows"]):
         content.pop("rois_per_second")
@@ -198,6 +206,11 @@ def test_classes_of_data_in_vocs_layout_are_told_apart(place: Place) -> None:
         (["--proposals-per-object", "-1"], "--proposals-per-object is -1; allowed: 0 or more"),
         (["--num-cases", "0"], "--num-cases is 0; allowed: 1 or more"),
         (["--dataset", "nowhere"], "nowhere"),
+        (["--other-trainings", "nowhere"], "nowhere has no summary.json; allowed: outputs"),
+        (
+            ["--other-trainings", ".", "--figures", "windows", "spatial"],
+            "--figures are windows spatial, which gives no summary",
+        ),
     ],
 )
 def test_wrong_options_are_refused(

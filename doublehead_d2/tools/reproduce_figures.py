@@ -8,14 +8,16 @@ Why does a fully connected head classify and a convolutional head localise? wind
 regressed boxes of windows around objects over their IoU (Figures 2, 6, 7, A.1, A.3); correlations:
 of scores and IoUs (3, A.2); spatial: how alike the positions of a head's map are (4); lambda_grid:
 AP over λ of the models given (8); cases: what one head misses or detects twice (A.4, A.5). Every
-figure is a PNG and an SVG, with its numbers as JSON beside it. A run that was stopped goes on.
+figure is a PNG and an SVG, with its numbers as JSON beside it; windows and correlations together
+give a summary, too, and with --other-trainings one of models of several seeds. A run that was
+stopped goes on.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from doublehead_d2.analysis import figure_pass
+from doublehead_d2.analysis.argument import read_summaries, summary, summary_table
 from doublehead_d2.analysis.error_runs import check_model
 from doublehead_d2.analysis.figure_cases import count_table, draw_cases
 from doublehead_d2.analysis.figure_contents import (
@@ -60,6 +63,7 @@ from doublehead_d2.tools.options import USER_ERRORS, add_opts, config_of
 EXAMPLE = torch.tensor([400.0, 400.0, 500.0, 470.0]), (870, 900)  # a box far from all edges
 MODULE = "doublehead_d2.tools.reproduce_figures"
 FIGURES = (*figure_pass.FIGURES, "lambda_grid", "cases")
+SUMMARISED = {"windows", "correlations"}
 
 
 class Model(NamedTuple):
@@ -97,6 +101,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of subset and bootstrap (0)")
     parser.add_argument("--jobs", type=int, default=1,
                         help="processes that share the images, and the GPUs (1)")  # fmt: skip
+    parser.add_argument("--other-trainings", nargs="+", default=[], metavar="FOLDER",
+                        help="outputs of this tool with the same names and options, of models of "
+                        "other seeds: the summary has means and deviations of all")  # fmt: skip
     parser.add_argument("--output", default="output/figures", help="folder (output/figures)")
     parser.add_argument("--part", nargs=3, metavar=("PASS", "NAME", "PART"),
                         help=argparse.SUPPRESS)  # fmt: skip
@@ -110,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argument_parser().parse_args(words)
     try:
         _check(args)
+        others = read_summaries(args.other_trainings)
         models = _models(args)
         if args.part:
             return _run_part(args, models)
@@ -117,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for one in (one for model in models for one in _passes(args, model, models).values()):
             prepare(one)
         written = _draw_passes(args, models, words)
+        if SUMMARISED.issubset(args.figures):
+            written += _summarise(args, others)
         if "lambda_grid" in args.figures:
             written += _draw_grid(args, models)
         if "cases" in args.figures:
@@ -139,6 +149,11 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--baseline is '{args.baseline}'; allowed: {', '.join(names)}")
     if len(args.dataset) > 1:
         raise ValueError(f"--dataset is given {len(args.dataset)} times; allowed: once")
+    if args.other_trainings and not SUMMARISED.issubset(args.figures):
+        raise ValueError(
+            f"--figures are {' '.join(args.figures)}, which gives no summary for "
+            "--other-trainings; allowed: windows and correlations, with or without others"
+        )
     least = {"jobs": 1, "proposals_per_object": 0, "num_images": 0, "num_cases": 1, "seed": 0}
     for name, low in least.items():
         if getattr(args, name) < low:
@@ -239,7 +254,8 @@ def _draw_passes(
     if "correlations" in args.figures:
         content = correlation_content(tallies["windows"], data, args.seed)
         written.append(_write(args, "correlations", content))
-        print(correlation_table(content, ["all"]))
+        if "windows" not in args.figures:  # else the summary has them
+            print(correlation_table(content, ["all"]))
         written.append(os.path.join(args.output, "correlations.md"))
         with open(written[-1], "w", encoding="utf-8") as f:
             f.write(correlation_table(content) + "\n")
@@ -250,6 +266,18 @@ def _draw_passes(
         written.append(_write(args, "spatial", content))
         written += plot_spatial(content, os.path.join(args.output, "spatial"))
     return written
+
+
+def _summarise(args: argparse.Namespace, others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write what the figures say in a table, and over trainings; the files."""
+    names = [name for name in ("windows", "correlations", "spatial") if name in args.figures]
+    contents = [json.loads(Path(args.output, f"{name}.json").read_text("utf-8")) for name in names]
+    own = summary(*contents)
+    path, table = _write(args, "summary", own), Path(args.output, "summary.md")
+    text = summary_table([own, *others])
+    table.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return [path, str(table)]
 
 
 def _draw_grid(args: argparse.Namespace, models: Sequence[Model]) -> list[str]:
