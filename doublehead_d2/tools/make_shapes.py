@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dest="kind",
         action="store_const",
         const="shapes_colors",
-        help="the same images with nine classes: a shape and the colour it has most of",
+        help="the default images in nine classes: a shape and the colour it has most of",
     )
     parser.add_argument("--num-train", type=int, default=2000, metavar="N", help="default 2000")
     parser.add_argument(

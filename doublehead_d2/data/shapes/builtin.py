@@ -12,7 +12,7 @@ import os
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 
-from doublehead_d2.data.shapes.layouts import KINDS, SPLITS, VOC_SPLITS
+from doublehead_d2.data.shapes.layouts import KINDS, SPLITS, VOC_SPLITS, kind_named
 
 MAKE_SHAPES = "python -m doublehead_d2.tools.make_shapes"
 
@@ -34,9 +34,13 @@ def register_shapes(root: str, prefix: str = "shapes", kind: str = "shapes") -> 
         root: the folder that `write_shapes` made or will make.
         prefix: start of the registered names.
         kind: one of `layouts.KINDS`.
+
+    Raises:
+        ValueError: there is no such kind.
     """
-    classes = list(KINDS[kind].classes)
-    command = " ".join([MAKE_SHAPES, *(f"--{option}" for option in KINDS[kind].mark)])
+    chosen = kind_named(kind)
+    classes = list(chosen.classes)
+    command = " ".join([MAKE_SHAPES, *(f"--{option}" for option in chosen.mark)])
     if root != shapes_root(kind):
         command += f" --output {root}"
     for split in SPLITS:

@@ -28,7 +28,7 @@ class Shape:
     """One drawn object. Its outline is the ground truth: box, area and pixels all follow from it.
 
     Args:
-        category: index into `SHAPES_CLASSES`.
+        category: index into the classes of its kind, here `SHAPES_CLASSES`.
         outline: M x 2, the vertices (x, y) of a simple polygon, in pixels.
         color: BGR, 0-255.
         truncated: whether the image's edge cuts it off; the outline is what lies inside.

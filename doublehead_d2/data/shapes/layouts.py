@@ -40,7 +40,8 @@ class ShapesKind:
         classes: names in the order of `Shape.category`.
         draw: draws an image, H x W x 3 BGR uint8, and its objects from a random generator.
         num_val: validation images, if no other number is asked for.
-        mark: what the parameters file says of the kind beyond its numbers.
+        mark: what the parameters file says of the kind beyond its numbers; its keys are options
+            of tools.make_shapes.
     """
 
     classes: tuple[str, ...]
@@ -55,6 +56,17 @@ KINDS = {
     "shapes_hard": ShapesKind(HARD_SHAPES_CLASSES, draw_hard_image, 500, {"hard": True}),
     "shapes_colors": ShapesKind(COLORS_SHAPES_CLASSES, draw_colors_image, 400, {"colors": True}),
 }
+
+
+def kind_named(name: str) -> ShapesKind:
+    """One of `KINDS`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {name!r}.")
+    return KINDS[name]
 
 
 @dataclass(frozen=True)
@@ -104,9 +116,7 @@ def write_shapes(
         ValueError: a count or the seed is too small, or there is no such kind.
         FileExistsError: `root` holds something else, or the data set with other parameters.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
-    chosen = KINDS[kind]
+    chosen = kind_named(kind)
     num_val = chosen.num_val if num_val is None else num_val
     wanted = {**_parameters(num_train, num_val, seed), **chosen.mark}
     root = Path(root).expanduser().resolve()  # a link to the data set stays a link
