@@ -206,6 +206,7 @@ def test_classes_of_data_in_vocs_layout_are_told_apart(place: Place) -> None:
         (["--proposals-per-object", "-1"], "--proposals-per-object is -1; allowed: 0 or more"),
         (["--num-cases", "0"], "--num-cases is 0; allowed: 1 or more"),
         (["--dataset", "nowhere"], "nowhere"),
+        (["--other-trainings", "a", "./a"], "/a twice; allowed: once"),
         (["--other-trainings", "nowhere"], "nowhere has no summary.json; allowed: outputs"),
         (
             ["--other-trainings", ".", "--figures", "windows", "spatial"],

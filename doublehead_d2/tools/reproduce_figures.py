@@ -26,7 +26,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from doublehead_d2.analysis import figure_pass
-from doublehead_d2.analysis.argument import read_summaries, summary, summary_table
+from doublehead_d2.analysis.argument import check_others, read_summaries, summary, summary_table
 from doublehead_d2.analysis.error_runs import check_model
 from doublehead_d2.analysis.figure_cases import count_table, draw_cases
 from doublehead_d2.analysis.figure_contents import (
@@ -48,7 +48,7 @@ from doublehead_d2.analysis.figure_runs import (
     share,
 )
 from doublehead_d2.analysis.tally import Tally
-from doublehead_d2.analysis.windows import windows_around
+from doublehead_d2.analysis.windows import WINDOWS, windows_around
 from doublehead_d2.data.registration import HELP
 from doublehead_d2.files import write_json
 from doublehead_d2.plots import (
@@ -119,6 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(args)
         others = read_summaries(args.other_trainings)
         models = _models(args)
+        check_others(
+            dict(zip(args.other_trainings, others, strict=True)),
+            data=models[0].cfg.DATASETS.TEST[0],
+            proposals_per_object=args.proposals_per_object or WINDOWS,
+            seed=args.seed,
+            models=[x.name for x in models],
+            spatial="spatial" in args.figures,
+        )
         if args.part:
             return _run_part(args, models)
         os.makedirs(args.output, exist_ok=True)
@@ -149,6 +157,11 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--baseline is '{args.baseline}'; allowed: {', '.join(names)}")
     if len(args.dataset) > 1:
         raise ValueError(f"--dataset is given {len(args.dataset)} times; allowed: once")
+    folders = [Path(x).resolve() for x in (args.output, *args.other_trainings)]
+    if twice := sorted({str(x) for x in folders if folders.count(x) > 1}):
+        raise ValueError(
+            f"--other-trainings and --output name {', '.join(twice)} twice; allowed: once"
+        )
     if args.other_trainings and not SUMMARISED.issubset(args.figures):
         raise ValueError(
             f"--figures are {' '.join(args.figures)}, which gives no summary for "
@@ -272,7 +285,7 @@ def _summarise(args: argparse.Namespace, others: Sequence[Mapping[str, Any]]) ->
     """Write what the figures say in a table, and over trainings; the files."""
     names = [name for name in ("windows", "correlations", "spatial") if name in args.figures]
     contents = [json.loads(Path(args.output, f"{name}.json").read_text("utf-8")) for name in names]
-    own = summary(*contents)
+    own = summary(**dict(zip(names, contents, strict=True)), seed=args.seed)
     path, table = _write(args, "summary", own), Path(args.output, "summary.md")
     text = summary_table([own, *others])
     table.write_text(text + "\n", encoding="utf-8")
