@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, build_model
 
 from doublehead_d2 import model_zoo
-from doublehead_d2.analysis import order_trial
+from doublehead_d2.analysis import order_trial, paper_tables
 from doublehead_d2.analysis.study import (
     ORDER_BACKBONE,
     backbone_of,
@@ -17,7 +17,7 @@ from doublehead_d2.analysis.study import (
     read_curve,
     study_config,
 )
-from doublehead_d2.config import check_config, merge_opts
+from doublehead_d2.config import check_config
 from doublehead_d2.tools import reproduce_tables
 
 
@@ -57,13 +57,22 @@ def test_curves_by_hand() -> None:
 
 def test_report_by_hand() -> None:
     scores: dict = {row: {} for row in order_trial.CONFIGS}
-    text = "\n".join(order_trial.order_report(scores, {}))
+    text = "\n".join(order_trial.order_report(scores, {}, {}))
     assert "###" not in text  # of the variations
     assert "| whole_double_fc | – | – | – | none yet | 38.1 |" in text
     assert "not yet known: no result for whole_single_fc" in text
     for place, row in enumerate(order_trial.ROWS):
         scores[row] = {1: {"AP": 40.0 + place, "AP50": 60.0, "AP75": 45.0}}
-    text = "\n".join(order_trial.order_report(scores, {"whole_single_fc": {1: [(9, 40.0)]}}))
+    curves = {"whole_single_fc": {1: [(9, 40.0)]}}
+    fusions: dict = {mode: {} for mode in paper_tables.EXT_MODES}
+    assert "Fusion" not in "\n".join(order_trial.order_report(scores, curves, fusions))
+    for place, mode in enumerate(fusions):
+        fusions[mode] = {1: {"AP": 46.0 - place, "AP50": 60.0, "AP75": 45.0}}
+    text = "\n".join(order_trial.order_report(scores, curves, fusions))
+    assert "| cls_head | 46.00 | 60.00 | 45.00 | 1 | 39.7 |" in text
+    assert "| cls_head_alone | 41.00 | 60.00 | 45.00 | 1 | – |" in text
+    assert "- Fusion: complementary first: no, cls_head is (-3.00 AP to cls_head," in text
+    assert "cls_head last: no, complementary is (+3.00 AP to complementary" in text
     assert "- Order: whole_double_head_ext first: yes (+1.00 AP to whole_double_head," in text
     assert "An fc-head is better than a conv-head: no (-2.00 AP of whole_single_fc to" in text
     assert "| whole_single_fc_doubled | 41.00 | 60.00 | 45.00 | 1 | – |" in text
@@ -88,13 +97,14 @@ def test_variations_by_hand() -> None:
     scores["whole_single_conv"] = found(s1=48.0, s2=49.0, s3=70.0)
     scores["whole_single_conv_gn"] = found(s1=50.5, s2=52.5)  # +2.5, +3.5
     scores["whole_double_fc"] = found(s1=60.0)
+    scores["whole_double_fc_larger"] = found(s1=58.0, s2=70.0)
     scores["whole_double_head_14x14"] = found(s2=40.0)
     curves = {"whole_single_conv_gn": {1: [(1, 50.2), (2, 50.4), (3, 50.5)], 2: [(3, 52.5)]}}
     assert order_trial.variation_report(scores, curves) == [
-        "### GN for BN in the conv-head",
+        "### GN for BN in the conv-head (32 groups; of one channel where there are 32 channels)",
         "`MODEL.ROI_DOUBLE_HEAD.CONV_HEAD.NORM GN`:",
         "",
-        "| row | AP | AP50 | AP75 | seeds | gain | settled |",
+        "| row | AP | AP50 | AP75 | seeds | to the row as it stands | settled |",
         "|---|---|---|---|---|---|---|",
         "| whole_single_conv_gn | 51.50 ± 1.41 | 90.00 ± 0.00 | 80.00 ± 0.00 | 1, 2 | +3.00 AP "
         "| 1 of 2 |",
@@ -103,10 +113,20 @@ def test_variations_by_hand() -> None:
         "- An fc-head is better than a conv-head: no (-1.00 AP of whole_single_fc to "
         "whole_single_conv_gn, standard error 0.50).",
         "",
-        "### RoIs of 14x14",
+        "### Objects 1.5 times as large",
+        "`INPUT.MIN_SIZE_TRAIN (192,) INPUT.MAX_SIZE_TRAIN 192 INPUT.MIN_SIZE_TEST 192 "
+        "INPUT.MAX_SIZE_TEST 192`:",
+        "",
+        "| row | AP | AP50 | AP75 | seeds | to the row as it stands | settled |",
+        "|---|---|---|---|---|---|---|",
+        "| whole_double_fc_larger | 64.00 ± 8.49 | 90.00 ± 0.00 | 80.00 ± 0.00 | 1, 2 "
+        "| -2.00 AP (seeds 1) | 0 of 0 |",
+        "",
+        "",
+        "### RoIs of 14x14 (an fc-head's first layer is four times as large)",
         "`MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 14`:",
         "",
-        "| row | AP | AP50 | AP75 | seeds | gain | settled |",
+        "| row | AP | AP50 | AP75 | seeds | to the row as it stands | settled |",
         "|---|---|---|---|---|---|---|",
         "| whole_double_head_14x14 | 40.00 | 90.00 | 80.00 | 2 | – | 0 of 0 |",
         "",  # a Double-FC of 7x7 is not what it is held against
@@ -118,13 +138,32 @@ def test_variations_by_hand() -> None:
 @pytest.mark.parametrize("row", order_trial.VARIED)
 def test_variations_change_one_thing(row: str, tmp_path: Path) -> None:
     """The config of a varied row is that of its row but for the keys of the variation."""
-    base, name = order_trial.VARIED[row]
-    varied, cfg = study_config(row, 1, tmp_path), study_config(base, 1, tmp_path)
+    stands, name = order_trial.VARIED[row]
+    varied, cfg = study_config(row, 1, tmp_path), study_config(stands, 1, tmp_path)
     check_config(varied)
     assert varied.OUTPUT_DIR != cfg.OUTPUT_DIR and backbone_of(row) == ORDER_BACKBONE
-    before = cfg.dump()
-    merge_opts(cfg, [*order_trial.VARIATIONS[name].opts.split(), "OUTPUT_DIR", varied.OUTPUT_DIR])
-    assert cfg.dump() == varied.dump() != before
+    cfg.OUTPUT_DIR = varied.OUTPUT_DIR
+    assert cfg.dump() != varied.dump()
+    if name == "gn":
+        assert cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD.NORM == "BN"
+        cfg.MODEL.ROI_DOUBLE_HEAD.CONV_HEAD.NORM = "GN"
+    elif name == "larger":
+        for key in ("MIN_SIZE_TEST", "MAX_SIZE_TRAIN", "MAX_SIZE_TEST"):
+            cfg.INPUT[key] = cfg.INPUT[key] * 3 // 2
+        cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MAX_SIZE_TRAIN,)
+    elif name == "colors":
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_colors_train",), ("shapes_colors_val",)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES *= 3
+    else:
+        cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION *= 2
+    assert cfg.dump() == varied.dump()
+
+
+def test_what_a_variation_states_is_not_undone(tmp_path: Path) -> None:
+    opts = ["SOLVER.MAX_ITER", "3", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "7"]
+    with pytest.raises(ValueError, match=r"POOLER_RESOLUTION, which row whole_single_fc_14x14 st"):
+        study_config("whole_single_fc_14x14", 1, tmp_path, opts)
+    assert study_config("whole_single_fc", 1, tmp_path, opts).SOLVER.MAX_ITER == 3
 
 
 def test_gn_is_in_the_conv_head_alone(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from doublehead_d2.analysis.paper_tables import Scores, claim_statement, order_statement, spread
+from doublehead_d2.analysis.paper_tables import (
+    TABLE_3,
+    Scores,
+    claim_statement,
+    markdown_table,
+    order_statement,
+    spread,
+)
 
 # Rows: their configs, before the overlays
 ROWS = {
@@ -34,6 +41,8 @@ PAPER = {
 }
 # The row whose box losses weigh twice as much against the RPN's
 DOUBLED = "whole_single_fc_doubled"
+# The row whose scores are fused, and that is scored in every other way, too (Table 3)
+FUSED = "whole_double_head_ext"
 # What the paper says: a row, and the row that it is to be better than
 CLAIMS = {
     "An fc-head is better than a conv-head": ("whole_single_fc", "whole_single_conv"),
@@ -53,31 +62,40 @@ class Variation:
 
     Args:
         title: what it changes.
-        opts: config keys and values in turn, with spaces between them.
+        opts: config keys and values in turn.
         rows: the rows that it changes; all others stand as they are.
     """
 
     title: str
-    opts: str
+    opts: tuple[str, ...]
     rows: tuple[str, ...] = tuple(ROWS)
 
 
-_CONV_ROWS = tuple(row for row in ROWS if "conv" in row or "double_head" in row)
 VARIATIONS = {
+    # 32 groups, as detectron2 has them. Three of a block's norms have 32 channels at this size.
     "gn": Variation(
-        "GN for BN in the conv-head", "MODEL.ROI_DOUBLE_HEAD.CONV_HEAD.NORM GN", _CONV_ROWS
+        "GN for BN in the conv-head (32 groups; of one channel where there are 32 channels)",
+        ("MODEL.ROI_DOUBLE_HEAD.CONV_HEAD.NORM", "GN"),
+        ("whole_single_conv", "whole_double_conv", "whole_double_head", "whole_double_head_ext"),
     ),
     "larger": Variation(
         "Objects 1.5 times as large",
-        "INPUT.MIN_SIZE_TRAIN (192,) INPUT.MAX_SIZE_TRAIN 192 "
-        "INPUT.MIN_SIZE_TEST 192 INPUT.MAX_SIZE_TEST 192",
+        (
+            *("INPUT.MIN_SIZE_TRAIN", "(192,)", "INPUT.MAX_SIZE_TRAIN", "192"),
+            *("INPUT.MIN_SIZE_TEST", "192", "INPUT.MAX_SIZE_TEST", "192"),
+        ),
     ),
     "colors": Variation(
         "Nine classes",
-        "DATASETS.TRAIN ('shapes_colors_train',) DATASETS.TEST ('shapes_colors_val',) "
-        "MODEL.ROI_HEADS.NUM_CLASSES 9",
+        (
+            *("DATASETS.TRAIN", "('shapes_colors_train',)"),
+            *("DATASETS.TEST", "('shapes_colors_val',)", "MODEL.ROI_HEADS.NUM_CLASSES", "9"),
+        ),
     ),
-    "14x14": Variation("RoIs of 14x14", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 14"),
+    "14x14": Variation(
+        "RoIs of 14x14 (an fc-head's first layer is four times as large)",
+        ("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "14"),
+    ),
 }
 # Rows of the variations: the row and the variation that each is made of
 VARIED = {
@@ -90,14 +108,14 @@ LAST = 3  # evaluations
 Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]  # row, seed: (iteration, AP)
 
 
-def base(row: str) -> str:
+def base_row(row: str) -> str:
     """The row that a row varies; one of no variation is its own."""
     return VARIED[row][0] if row in VARIED else row
 
 
-def options(row: str) -> list[str]:
+def variation_opts(row: str) -> list[str]:
     """Config keys and values in turn that a row of a variation has otherwise than its base."""
-    return VARIATIONS[VARIED[row][1]].opts.split() if row in VARIED else []
+    return [*VARIATIONS[VARIED[row][1]].opts] if row in VARIED else []
 
 
 def settled(curve: Sequence[tuple[int, float]]) -> bool:
@@ -125,13 +143,15 @@ def curve_table(curves: Curves) -> str:
     return "\n".join(lines)
 
 
-def order_report(scores: Scores, curves: Curves) -> list[str]:
-    """Lines in Markdown: the table, the curves, the order and the paper's claims; the variations.
+def order_report(scores: Scores, curves: Curves, fusions: Scores) -> list[str]:
+    """Lines in Markdown: the table, the order and the paper's claims, curves, fusions, variations.
 
     Args:
         scores: by row, of `ROWS` and `VARIED`, seed and metric, in percent; rows without a result
             are shown as missing, variations without any are left out.
         curves: AP over iterations by row and seed.
+        fusions: of `FUSED`, by mode of `paper_tables.EXT_MODES`, seed and metric, in percent;
+            without any, they have no table.
     """
     columns = ["row", *METRICS, "seeds", "AP in the paper (COCO)"]
     lines = [
@@ -144,17 +164,27 @@ def order_report(scores: Scores, curves: Curves) -> list[str]:
         cells = [str(spread([x[m] for x in runs.values()])) if runs else "–" for m in METRICS]
         seeds = ", ".join(map(str, sorted(runs))) or "none yet"
         lines.append(f"| {row} | {' | '.join(cells)} | {seeds} | {PAPER.get(row, '–')} |")
-    order = order_statement(scores, list(PAPER), first="whole_double_head_ext")
+    order = order_statement(scores, list(PAPER), first=FUSED)
     lines += ["", f"- Order: {order}."]
     lines += [f"- {claim}: {claim_statement(scores, *pair)}." for claim, pair in CLAIMS.items()]
     of_rows = {row: runs for row, runs in curves.items() if row in ROWS}
-    return [*lines, "", curve_table(of_rows), "", *variation_report(scores, curves)]
+    lines += ["", curve_table(of_rows), ""]
+    if any(fusions.values()):
+        order = order_statement(fusions, list(TABLE_3), first="complementary", last="cls_head")
+        lines += [
+            "### Fusion of its Double-Head-Ext, and its heads alone",
+            markdown_table(fusions, TABLE_3),
+            "",
+            f"- Fusion: {order}.",
+            "",
+        ]
+    return [*lines, *variation_report(scores, curves)]
 
 
 def variation_report(scores: Scores, curves: Curves) -> list[str]:
     """Lines in Markdown: of every variation with a result a table, and the paper's claims in it.
 
-    Gains are over the row that is not varied, in the mean of the seeds that both have.
+    A row is held against the one that is not varied in the mean of the seeds that both have.
 
     Args:
         scores: by row, of `ROWS` and `VARIED`, seed and metric, in percent.
@@ -165,18 +195,21 @@ def variation_report(scores: Scores, curves: Curves) -> list[str]:
         names = {row: f"{row}_{name}" for row in variation.rows if scores.get(f"{row}_{name}")}
         if not names:
             continue
-        lines += [f"### {variation.title}", f"`{variation.opts}`:", ""]
+        lines += [f"### {variation.title}", f"`{' '.join(variation.opts)}`:", ""]
         lines += [
-            f"| row | {' | '.join(METRICS)} | seeds | gain | settled |",
+            f"| row | {' | '.join(METRICS)} | seeds | to the row as it stands | settled |",
             "|" + "---|" * (len(METRICS) + 4),
         ]
         for row, varied in names.items():
             runs = scores[varied]
             cells = [str(spread([x[m] for x in runs.values()])) for m in METRICS]
             cells.append(", ".join(map(str, sorted(runs))))
-            both = sorted(set(runs) & set(scores.get(row, {})))
+            both = sorted({*runs} & {*scores.get(row, {})})
             gains = [runs[seed]["AP"] - scores[row][seed]["AP"] for seed in both]
-            cells.append(f"{statistics.fmean(gains):+.2f} AP" if gains else "–")
+            gap = f"{statistics.fmean(gains):+.2f} AP" if gains else "–"
+            if gains and len(both) < len(runs):
+                gap += f" (seeds {', '.join(map(str, both))})"
+            cells.append(gap)
             found = curves.get(varied, {}).values()
             cells.append(f"{sum(map(settled, found))} of {len(found)}")
             lines.append(f"| {varied} | {' | '.join(cells)} |")

@@ -69,6 +69,9 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
         seed: of weights, data order and sampling.
         output: folder of the study; rows need the backbone that was trained there.
         opts: config changes, key and value in turn.
+
+    Raises:
+        ValueError: as :func:`study_config`.
     """
     folder = output / row / str(seed)
     cfg = scale_schedule(study_config(row, seed, output, opts))
@@ -92,6 +95,7 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
     scores = evaluate(cfg, trainer.model, EXT_MODES if row == EXT else None)
     saved = BACKBONE_METRICS if row in BACKBONES else dict.fromkeys((*METRICS, *GRCN_METRICS))
     scores = {mode: {m: values[m] for m in saved} for mode, values in scores.items()}
+    fusions = evaluate(cfg, trainer.model, EXT_MODES) if row == order_trial.FUSED else {}
     if row in STARTS:
         weights = trainer.model.state_dict()
         kept = {name: value for name, value in weights.items() if not name.startswith("roi_heads.")}
@@ -104,6 +108,10 @@ def run(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> None:
         "train_seconds": round(seconds, 1),
         "environment": description(cfg),
     }
+    if own := order_trial.variation_opts(row):
+        result["variation"] = own
+    if fusions:
+        result["fusions"] = {x: {m: v[m] for m in METRICS} for x, v in fusions.items()}
     if cfg.TEST.EVAL_PERIOD:
         metrics = folder / "metrics.json"
         result["curve"] = read_curve(metrics, cfg.TEST.EVAL_PERIOD, trainer.max_iter)
@@ -121,7 +129,20 @@ def backbone_of(row: str) -> str | None:
 
 
 def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) -> CfgNode:
-    """The config of a row at the study's size."""
+    """The config of a row at the study's size.
+
+    Args:
+        row, seed, output, opts: as :func:`run`.
+
+    Raises:
+        ValueError: `opts` change what the row's variation is about, or as `merge_opts`.
+    """
+    own = order_trial.variation_opts(row)
+    if undone := {*opts[::2]} & {*own[::2]}:
+        raise ValueError(
+            f"--opts change {', '.join(sorted(undone))}, which row {row} states itself; allowed: "
+            f"other keys, or {order_trial.base_row(row)}"
+        )
     # Both heads of Ext learn both tasks, so that the backbone it leaves favours no row.
     cfg = model_zoo.read_config(
         model_zoo.get_config_file(_CONFIGS.get(row, f"Ablations/{row}.yaml"))
@@ -130,8 +151,8 @@ def study_config(row: str, seed: int, output: Path, opts: Sequence[str] = ()) ->
         model_zoo.merge_config(cfg, model_zoo.get_config_file(overlay))
     if row == C5_BACKBONE:
         cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
-    merge_opts(cfg, [*order_trial.options(row), *opts])
-    if order_trial.base(row) == order_trial.DOUBLED:
+    merge_opts(cfg, [*own, *opts])
+    if order_trial.base_row(row) == order_trial.DOUBLED:
         double_box_losses(cfg)
     fall_back_to_cpu(cfg)
     cfg.SEED = seed

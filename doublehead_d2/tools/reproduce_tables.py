@@ -5,9 +5,9 @@ but DetNet's from one ResNet, FPN and RPN that are trained first (in place of Im
 the ResNet then stays frozen. Rows without FPN start from a ResNet of their own, frozen up to Conv4.
 DetNet and the ResNet beside it are trained from nothing. Rows named whole_ start from the demo's
 backbone and train it, too; those that end in the name of a variation change one thing. The data is
-shapes_hard, of the rows named whole_ and of those without FPN shapes. Scores the Ext model with
-every fusion in one pass, and writes results.json and tables.md. Finished runs are kept: it can be
-stopped and started again.
+shapes_hard, that of rows named whole_ and of rows without FPN shapes, that of rows ending in
+_colors shapes_colors. Scores Ext models with every fusion in one pass, and writes results.json and
+tables.md. Finished runs are kept: it can be stopped and started again.
 """
 
 import argparse
@@ -78,14 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_config(study_config(first, 0, output, args.opts))
         _keep_settings(output, args.opts)
         configs = [study_config(row, 0, output, args.opts) for row in (*firsts, *args.rows)]
-        for train, val in sorted({(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) for cfg in configs}):
-            try:
-                check_datasets((train, val))
-            except FileNotFoundError:
-                kind = train.removesuffix("_train")
-                if kind not in KINDS:  # data of the user's, by --opts
-                    raise
-                write_shapes(shapes_root(kind), kind=kind)
+        for name in sorted({x for c in configs for x in (*c.DATASETS.TRAIN, *c.DATASETS.TEST)}):
+            _have_data(name)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 1
@@ -101,6 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in failed:
         print(f"failed: {name}, see {output / name}/stdout.txt", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _have_data(name: str) -> None:
+    """Write a data set of the built-in shapes if it is not there; others have to be."""
+    try:
+        check_datasets([name])
+    except FileNotFoundError:
+        kind = name.removesuffix("_train").removesuffix("_val")
+        if kind not in KINDS:
+            raise
+        write_shapes(shapes_root(kind), kind=kind)
 
 
 def write_tables(output: Path) -> str:
@@ -126,6 +131,7 @@ def format_tables(content: Mapping[str, Any]) -> str:
     grcn: dict[str, dict[int, dict[str, float]]] = {row: {} for row in paper_tables.GRCN}
     order: dict[str, dict[int, dict[str, float]]] = {row: {} for row in order_trial.CONFIGS}
     curves: dict[str, dict[int, list[tuple[int, float]]]] = {row: {} for row in order}
+    fusions: dict[str, dict[int, dict[str, float]]] = {mode: {} for mode in paper_tables.EXT_MODES}
     facts: dict[str, list[str]] = {"options": [" ".join(content["opts"]) or "none"]}
     for result in content["runs"]:
         for mode, scores in result["scores"].items():
@@ -134,7 +140,9 @@ def format_tables(content: Mapping[str, Any]) -> str:
             for table in (table_1, tsd, backbones, grcn, order):
                 if result["row"] in table:
                     table[result["row"]][result["seed"]] = scores
-        if result["row"] in curves:
+        for mode, scores in result.get("fusions", {}).items():
+            fusions[mode][result["seed"]] = scores
+        if "curve" in result and result["row"] in curves:
             curves[result["row"]][result["seed"]] = result["curve"]
         is_backbone = result["row"] in STARTS
         name = "iterations of the backbone" if is_backbone else "iterations of a row"
@@ -144,14 +152,23 @@ def format_tables(content: Mapping[str, Any]) -> str:
     lines = [f"- {key}: {'; '.join(dict.fromkeys(found))}\n" for key, found in facts.items()]
     text = paper_tables.report(table_1, ext, tsd, backbones, grcn)
     if any(order.values()):
-        text += "\n".join(order_trial.order_report(order, curves))
+        text += "\n".join(order_trial.order_report(order, curves, fusions))
     return text + "\n" + "".join(lines)
 
 
 def _keep_settings(output: Path, opts: Sequence[str]) -> None:
     """Refuse to mix runs of different settings in one folder."""
     path = output / SETTINGS_FILE
-    if any(output.glob(f"*/*/{RESULT_FILE}")):
+    results = sorted(output.glob(f"*/*/{RESULT_FILE}"))
+    for result in results:
+        stated = order_trial.variation_opts(result.parts[-3])  # the folder of the row
+        made_with = json.loads(result.read_text()).get("variation", [])
+        if made_with != stated:
+            raise ValueError(
+                f"{result} was made with {' '.join(made_with) or 'nothing varied'}, its row now "
+                f"states {' '.join(stated)}; allowed: the folder without it, or another --output"
+            )
+    if results:
         found = json.loads(path.read_text())["opts"]
         if found != list(opts):
             raise ValueError(
