@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import REPOSITORY
 from doublehead_d2.analysis.argument import (
     check_others,
     read_summaries,
@@ -142,3 +143,10 @@ def test_summaries_are_read(tmp_path: Path) -> None:
     assert read_summaries([str(tmp_path)]) == [own] and read_summaries([]) == []
     with pytest.raises(ValueError, match=r"nowhere has no summary\.json; allowed: outputs"):
         read_summaries(["nowhere"])
+
+
+def test_docs_have_the_tables_of_the_record() -> None:
+    record = json.loads((REPOSITORY / "dev/benchmarks/shapes_argument.json").read_text())
+    document = (REPOSITORY / "docs/REPRODUCTION.md").read_text(encoding="utf-8")
+    assert len(record["trainings"]) == 3
+    assert summary_table(record["trainings"]) in document
