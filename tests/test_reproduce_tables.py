@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -262,6 +264,26 @@ def test_docs_have_the_tables_of_the_recorded_studies(record: str) -> None:
         lines = [x for x in block.splitlines() if x.startswith(("|", "- ", "###", "`"))]
         place = own.find("\n".join(lines), place)
         assert place >= 0, lines
+
+
+@pytest.mark.parametrize("given, expected", [("3", "3"), (None, "4")])
+def test_a_users_number_of_threads_stands(
+    given: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the cores are shared: of eight, two trainings have four each."""
+    seen = []
+
+    def run(command: list[str], *, env: dict[str, str], **options: object) -> SimpleNamespace:
+        seen.append(env["OMP_NUM_THREADS"])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(reproduce_tables.subprocess, "run", run)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert reproduce_tables._run_all([("whole_single_fc", 1)], tmp_path, 2, []) == []
+    assert seen == [expected]
 
 
 @pytest.mark.slow

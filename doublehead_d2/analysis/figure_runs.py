@@ -112,7 +112,7 @@ def share(one: Pass, commands: Sequence[Sequence[str]]) -> None:
         ValueError: one of them failed; names its log.
     """
     threads = str(max(1, (os.cpu_count() or 1) // len(commands)))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}  # a user's own number stands
     logs = [one.folder / f"part_{part}.log" for part in range(len(commands))]
     processes = []
     for path, command in zip(logs, commands, strict=True):

@@ -199,7 +199,7 @@ def _run_all(
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": threads},
+                env={"OMP_NUM_THREADS": threads, **os.environ},  # a user's own number stands
             )
         return f"{row}/{seed}" if status.returncode else None
 
