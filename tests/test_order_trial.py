@@ -40,6 +40,10 @@ def test_curves_are_read_by_iterations_done(tmp_path: Path) -> None:
     path.write_text("".join(f"{json.dumps(x)}\n" for x in lines))
     assert read_curve(path, 200, 500) == [(200, 3.0), (400, 5.0), (500, 6.0)]
     assert read_curve(path, 100, 500) == [(200, 3.0), (300, 4.0), (400, 5.0), (500, 6.0)]
+    # Evaluated after each of three iterations
+    lines = [{"iteration": place, "bbox/AP": float(place)} for place in (0, 1, 3)]
+    path.write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    assert read_curve(path, 1, 3) == [(1, 0.0), (2, 1.0), (3, 3.0)]
 
 
 def test_curves_by_hand() -> None:

@@ -329,10 +329,11 @@ def test_short_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shapes")
 def test_short_trial_of_the_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows that train all of the network, one of them varied: curves, fusions and their tables."""
     write_shapes(DATASETS / "shapes_colors", num_train=8, num_val=3, kind="shapes_colors")
-    rows = [order_trial.EXT, "whole_double_head_colors"]
+    rows = [order_trial.FUSED, "whole_double_head_colors"]
     opts = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1"]
     words = ["--output", str(tmp_path), "--jobs", "2", "--rows", *rows, "--seeds", "1"]
     assert reproduce_tables.main([*words, "--opts", *opts]) == 0, capsys.readouterr().err

@@ -203,7 +203,8 @@ def read_curve(metrics: Path, period: int, end: int) -> list[tuple[int, float]]:
     """
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     found = {
-        min(-(-line["iteration"] // period) * period, end): line["bbox/AP"]
+        # Numbers from 0 round up to the next multiple, but to none of 1.
+        min(-(-(line["iteration"] + (period == 1)) // period) * period, end): line["bbox/AP"]
         for line in lines
         if "bbox/AP" in line
     }
