@@ -72,7 +72,7 @@ class Variation:
 
 
 VARIATIONS = {
-    # 32 groups, as detectron2 has them. Three of a block's norms have 32 channels at this size.
+    # 32 groups, as detectron2 has them; five of the conv-head's eleven norms have 32 channels here.
     "gn": Variation(
         "GN for BN in the conv-head (32 groups; of one channel where there are 32 channels)",
         ("MODEL.ROI_DOUBLE_HEAD.CONV_HEAD.NORM", "GN"),
@@ -153,17 +153,8 @@ def order_report(scores: Scores, curves: Curves, fusions: Scores) -> list[str]:
         fusions: of `FUSED`, by mode of `paper_tables.EXT_MODES`, seed and metric, in percent;
             without any, they have no table.
     """
-    columns = ["row", *METRICS, "seeds", "AP in the paper (COCO)"]
-    lines = [
-        "## The paper's order in a fair trial",
-        f"| {' | '.join(columns)} |",
-        "|" + "---|" * len(columns),
-    ]
-    for row in ROWS:
-        runs = scores[row]
-        cells = [str(spread([x[m] for x in runs.values()])) if runs else "–" for m in METRICS]
-        seeds = ", ".join(map(str, sorted(runs))) or "none yet"
-        lines.append(f"| {row} | {' | '.join(cells)} | {seeds} | {PAPER.get(row, '–')} |")
+    table = markdown_table({row: scores[row] for row in ROWS}, PAPER)
+    lines = ["## The paper's order in a fair trial", table]
     order = order_statement(scores, list(PAPER), first=FUSED)
     lines += ["", f"- Order: {order}."]
     lines += [f"- {claim}: {claim_statement(scores, *pair)}." for claim, pair in CLAIMS.items()]
@@ -214,11 +205,11 @@ def variation_report(scores: Scores, curves: Curves) -> list[str]:
             cells.append(f"{sum(map(settled, found))} of {len(found)}")
             lines.append(f"| {varied} | {' | '.join(cells)} |")
         lines.append("")
+        # What the variation does not touch stands as it is.
+        known = {row: row for row in ROWS if row not in variation.rows} | names
         for claim, pair in CLAIMS.items():
-            # What the variation does not touch stands as it is.
-            untouched = {row: row for row in pair if row not in variation.rows}
-            if names.keys() & {*pair} and {*pair} <= names.keys() | untouched.keys():
-                better, worse = ((untouched | names)[row] for row in pair)
+            if names.keys() & {*pair} and known.keys() >= {*pair}:
+                better, worse = (known[row] for row in pair)
                 lines.append(f"- {claim}: {claim_statement(scores, better, worse)}.")
         lines.append("")
     return lines
